@@ -19,7 +19,7 @@ from sds.serving.encode import (
     delta_response,
     sotw_response,
 )
-from sds.serving.observer import DELTA_METHODS, Event
+from sds.serving.observer import DELTA_METHODS, RESPONSE, Event
 from sds.serving.slices import SLICE, sliced
 from sds.serving.subscription import DeltaRequest, DeltaSubscription, SotwSubscription
 
@@ -144,7 +144,7 @@ class Conversation:
         if not (answer.resources or answer.removed):
             return None
         method = self.stream.method
-        self._observer.count(Event.RESPONSE, method)
+        self._observer.count(RESPONSE, method)
         version = response_version(answer.resources)
         self._version = version or self._version
         if method in DELTA_METHODS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from sds.serving.observer import Event
+from sds.serving.observer import ACK, SENT, Event
 from sds.slim import SlimDict
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Deliveries:
         """Enter the outcome of one request."""
         count = self._observer.count
         if outcome.acked:
-            count(Event.ACK, self._method)
+            count(ACK, self._method)
             for receipt in outcome.acked:
                 self._acked(receipt)
         if outcome.error is not None:
@@ -76,7 +76,7 @@ class Deliveries:
         """Enter an answer that is sent."""
         count = self._observer.count
         if answer.resources:
-            count(Event.SENT, self._method, len(answer.resources))
+            count(SENT, self._method, len(answer.resources))
             for resource in answer.resources:
                 self._sent(resource.receipt)
         if answer.held:

@@ -54,6 +54,14 @@ class Event(enum.StrEnum):
     WRONG_TYPE = "wrong_type"
 
 
+# What is counted for every push has a name of its own: to find a member in an enumeration takes
+# Python as long as to count it.
+REQUEST: Final = Event.REQUEST
+RESPONSE: Final = Event.RESPONSE
+SENT: Final = Event.SENT
+ACK: Final = Event.ACK
+
+
 class ServingObserver(Protocol):
     """Counts events."""
 

@@ -17,7 +17,7 @@ from sds.errors import CallEndedError, LimitError, ProtocolError, SdsError
 from sds.faults import report
 from sds.serving.conversation import Conversation
 from sds.serving.node import NodeInfo
-from sds.serving.observer import ADS_METHODS, DELTA_METHODS, Event
+from sds.serving.observer import ADS_METHODS, DELTA_METHODS, REQUEST, Event
 from sds.serving.slices import SLICE, Pace
 from sds.serving.wire import (
     delta_discovery_request,
@@ -137,7 +137,7 @@ class Stream:
         if self.ending is not None:
             raise self.ending
         self._bucket.take(now)
-        self._observer.count(Event.REQUEST, self.method)
+        self._observer.count(REQUEST, self.method)
         self._taking = True
         try:
             await self._take(data)

@@ -107,10 +107,12 @@ def small_discovery_request(data: bytes, *, max_names: int) -> ParsedSotw | None
     Nearly every request is an ACK, which is small.
     """
     found = _small(request_pb2.Request, data)
-    if found is None or len(found.resource_names) > SLICE:
+    if found is None:
         return None
-    node = found.node
-    return _sotw(found, _few_texts(found.resource_names, _NAMES, max_names), node, range(len(node)))
+    names, node = found.resource_names, found.node
+    if len(names) > SLICE:
+        return None
+    return _sotw(found, _few_texts(names, _NAMES, max_names), node, range(len(node)))
 
 
 def discovery_request(data: bytes, *, max_names: int) -> Slices[ParsedSotw]:
@@ -128,7 +130,7 @@ def _sotw(found: Any, names: tuple[str, ...], source: bytes, node: range) -> Par
     return ParsedSotw(
         SotwRequest(names, _text(found.response_nonce, _NONCE), error),
         _text(found.type_url, _TYPE_URL),
-        node_info(source, node),
+        node_info(source, node) if node else None,
     )
 
 

@@ -59,6 +59,8 @@ class Turns:
         """Seconds of this turn that were used, or promised to steps of handlers."""
         self._stepped = 0.0
         """Seconds that steps of handlers took since the last turn."""
+        self.is_over = False
+        """Whether steps of handlers took all of this turn, so that the next one waits."""
         self._step_began = _NEVER
         self._accepted = 0.0
         """Seconds that accepting took since the last turn."""
@@ -154,6 +156,7 @@ class Turns:
         self._turn_is_due = False
         self._accepted = 0.0
         self._spent, self._stepped = self._stepped, 0.0
+        self.is_over = False
         done = 0
         now = self._loop.time()
         # At least one job runs, so that steps of handlers alone cannot hold up the rest.
@@ -221,11 +224,6 @@ class Turns:
 
         return job
 
-    @property
-    def is_over(self) -> bool:
-        """Say whether steps of handlers took all of this turn, so that the next one waits."""
-        return self._stepped >= TURN_SECONDS
-
     def step_begins(self) -> None:
         """Note that a handler runs until :meth:`step_ends`."""
         self._step_began = self._clock()
@@ -235,6 +233,7 @@ class Turns:
         took = self._clock() - self._step_began
         self._step_began = _NEVER
         self._stepped += took
+        self.is_over = self._stepped >= TURN_SECONDS
         if self._stepped > _UNNOTICED_SECONDS and not self._turn_is_due:
             self._expect_turn()
         owner.account.stepped(took, self._loop.time())
