@@ -1,105 +1,187 @@
-"""Which sockets have input: each is told of once, and one that fails stops no other."""
+"""One definition of readiness, and what tells it."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
-from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from sds import faults
-from sds.transport.readiness import MOST_AT_ONCE, Readiness
+import pytest
 
+from sds.agent.health import HealthReporter
+from sds.agent.snapshot import UnservedIdentities
+from sds.agent.socket_guard import PERIOD_SECONDS, REMEMBERED_SECONDS, SocketGuard
+from sds.errors import SocketError
+from sds.operations.notify import readiness_notifier
+from sds.operations.readiness import Readiness, agent_readiness
+from sds.secrets.store import SecretStore
+from sds.workload.entitlement import Caller, Entitlement
+from tests.support.clock import FakeClock
+from tests.support.serving import API, WEB, svid
 
-async def _turns(count: int = 5) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-async def test_a_socket_is_told_of_once_until_it_is_expected_again() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        readiness = Readiness.of(asyncio.get_running_loop())
-        told: list[str] = []
-        readiness.expect(ours.fileno(), lambda: told.append("input"))
-        await _turns()
-        assert told == []
-        theirs.send(b"one")
-        await _turns()
-        theirs.send(b"two")
-        await _turns()
-        assert told == ["input"]
-        readiness.expect(ours.fileno(), lambda: None)  # what came meanwhile is there still
-        await _turns()
-        assert told == ["input"] * 2
-        readiness.forget(ours.fileno())
-        theirs.close()
-        await _turns()
-        assert told == ["input"] * 2
+WHOLE = "spiffe://example.org/web"
 
 
-async def test_a_fault_with_one_socket_stops_no_other_one() -> None:
-    def broken() -> None:
-        raise RuntimeError("broken")
-
-    readiness = Readiness.of(asyncio.get_running_loop())
-    before = faults.counts()["connection"]
-    told: list[int] = []
-    with ExitStack() as stack:
-        pairs = [socket.socketpair() for _ in range(4)]
-        for number, (ours, theirs) in enumerate(pairs):
-            stack.enter_context(ours)
-            stack.enter_context(theirs)
-            tell = broken if number == 1 else functools.partial(told.append, number)
-            readiness.expect(ours.fileno(), tell)
-            theirs.close()
-        await _turns()
-        for ours, _ in pairs:
-            readiness.forget(ours.fileno())
-    assert sorted(told) == [0, 2, 3]
-    assert faults.counts()["connection"] == before + 1
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [
+        ({}, ()),
+        ({"unserved": [WHOLE]}, (f"no certificate yet: {WHOLE}",)),
+        ({"unserved": list("abcde")}, ("no certificate yet: a, b, c and 2 more",)),
+        ({"no_policy": "it expired"}, ("no policy is in force: it expired",)),
+        ({"lost_sockets": ["/x"]}, ("somebody removed or replaced: /x",)),
+        ({"draining": True}, ("the agent is draining",)),
+    ],
+)
+def test_everything_that_is_missing_is_said(
+    lacks: dict[str, list[str]], said: tuple[str, ...]
+) -> None:
+    found = agent_readiness(**{"unserved": [], **lacks})  # type: ignore[arg-type]
+    assert found.lacking == said
+    assert found.ready is (not said)
 
 
-async def test_a_socket_that_another_one_closed_is_not_told_of() -> None:
-    readiness = Readiness.of(asyncio.get_running_loop())
-    told: list[int] = []
-    with ExitStack() as stack:
-        pairs = [socket.socketpair() for _ in range(2)]
-        for number, (ours, theirs) in enumerate(pairs):
-            stack.enter_context(ours)
-            stack.enter_context(theirs)
-
-            def tell(number: int = number) -> None:
-                told.append(number)
-                for ours, _ in pairs:
-                    readiness.forget(ours.fileno())
-
-            readiness.expect(ours.fileno(), tell)
-            theirs.send(b"input")
-        await _turns()
-    assert len(told) == 1
+def test_identities_are_followed_through_loss_and_policy() -> None:
+    store = SecretStore()
+    callers = [Caller(name="a", selectors=frozenset(), identities=(one,)) for one in (WEB, API)]
+    entitlements = [Entitlement(caller) for caller in callers]
+    unserved = UnservedIdentities(entitlements, store)
+    assert len(unserved.spiffe_ids) == 2
+    store.put_svid(svid(WEB))
+    assert unserved.spiffe_ids == [str(API.spiffe_id)]
+    store.put_svid(svid(API))
+    assert unserved.spiffe_ids == []
+    store.withdraw_svid(WEB)
+    assert unserved.spiffe_ids == [str(WEB.spiffe_id)]
+    entitlements[0].replace(Caller(name="a", selectors=frozenset(), identities=()))
+    assert unserved.spiffe_ids == []
 
 
-async def test_a_turn_has_a_bounded_number_of_sockets_and_nothing_stays_open() -> None:
-    loop = asyncio.get_running_loop()
-    readiness = Readiness.of(loop)
-    told = 0
+@pytest.mark.parametrize("how", ["replaced", "removed", "a directory", "many times"])
+async def test_a_socket_that_somebody_replaces_is_noticed_and_put_back(
+    tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "s"
+    clock = FakeClock()
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.bind(str(path))
+        ours.listen()
+        ours.settimeout(5)
+        guard = SocketGuard(clock=clock, keep=tmp_path / "keep")
+        guard.add(path)
+        changes: list[tuple[str, ...]] = []
+        running = asyncio.create_task(guard.run(lambda: changes.append(guard.lost)))
+        await clock.advance(PERIOD_SECONDS)
+        assert changes == []
+        for _ in range(3 if how == "many times" else 1):
+            path.unlink()
+            if how == "a directory":
+                path.mkdir()
+            elif how != "removed":
+                with socket.socket(socket.AF_UNIX) as again:
+                    again.bind(str(path))
+            await clock.advance(PERIOD_SECONDS)
+            assert changes == [(str(path),)]
+        # An empty directory in its place cannot be renamed over: it stays lost until it goes.
+        if how == "a directory":
+            path.rmdir()
+            await clock.advance(PERIOD_SECONDS)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            ours.accept()[0].close()
+        await clock.advance(REMEMBERED_SECONDS + PERIOD_SECONDS)
+        assert changes == [(str(path),), ()]
+        running.cancel()
+        guard.close()
+        assert not list((tmp_path / "keep").iterdir())
+        assert path.exists()
 
-    def tell() -> None:
-        nonlocal told
-        told += 1
 
-    with ExitStack() as stack:
-        pairs = [socket.socketpair() for _ in range(MOST_AT_ONCE + 10)]
-        for ours, theirs in pairs:
-            stack.enter_context(ours)
-            stack.enter_context(theirs)
-            readiness.expect(ours.fileno(), tell)
-            theirs.close()
-        readiness._look()
-        assert told == MOST_AT_ONCE
-        readiness._look()
-        assert told == len(pairs)
-        for ours, _ in pairs:
-            readiness.forget(ours.fileno())
-    assert readiness._epoll is None
+async def test_where_a_socket_cannot_be_put_back_it_is_reported_all_the_same(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s"
+    clock = FakeClock()
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.bind(str(path))
+        guard = SocketGuard(clock=clock)
+        guard.add(path)
+        path.unlink()
+        assert guard.look()
+        assert guard.lost == (str(path),)
+        await clock.advance(2 * REMEMBERED_SECONDS)
+        assert not guard.look()
+
+
+def test_the_service_manager_hears_ready_once_and_every_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        told = readiness_notifier()
+        told(Readiness(("no certificate yet: a\nREADY=1",)))
+        told(Readiness())
+        told(Readiness(("the agent is draining",)))
+        told(Readiness())
+        heard = [manager.recv(200).decode() for _ in range(4)]
+    assert heard == [
+        "STATUS=not ready: no certificate yet: a READY=1",
+        "READY=1\nSTATUS=ready",
+        "STATUS=not ready: the agent is draining",
+        "STATUS=ready",
+    ]
+
+
+class Told:
+    """The health of a socket; the first time that it serves, telling it fails."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self.serving: bool | None = None
+        self.fails = fails
+
+    def tell(self, *, serving: bool) -> None:
+        if serving and self.fails:
+            self.fails = False
+            raise ZeroDivisionError("on purpose")
+        self.serving = serving
+
+
+async def test_a_fault_while_health_is_told_loses_no_change() -> None:
+    """The task starts again, and nothing else would change soon."""
+    store, first, second = SecretStore(), Told(fails=True), Told(fails=False)
+
+    def listening(name: str, told: Told) -> Any:
+        return SimpleNamespace(path=Path(name), health=told)
+
+    def socket_of(name: str, told: Told) -> Any:
+        caller = Caller(name=name, selectors=frozenset(), identities=(WEB,))
+        return SimpleNamespace(entitlement=Entitlement(caller), listening=listening(name, told))
+
+    reporter = HealthReporter(
+        store=store,
+        people=listening("admin", Told(fails=False)),
+        sockets=[socket_of("first", first), socket_of("second", second)],
+        readiness=Readiness,
+        told=lambda _: None,
+    )
+    running = asyncio.create_task(reporter.run())
+    await asyncio.sleep(0)
+    assert (first.serving, second.serving) == (False, False)
+    store.put_svid(svid(WEB))
+    with pytest.raises(ZeroDivisionError):
+        await running
+    again = asyncio.create_task(reporter.run())
+    await asyncio.sleep(0)
+    assert (first.serving, second.serving) == (True, True)
+    again.cancel()
+
+
+def test_a_directory_of_second_names_that_cannot_be_emptied_is_said(tmp_path: Path) -> None:
+    (tmp_path / "keep" / "of somebody").mkdir(parents=True)
+    with pytest.raises(SocketError, match="keep cannot be emptied: Is a directory"):
+        SocketGuard(clock=FakeClock(), keep=tmp_path / "keep")
