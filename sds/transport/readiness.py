@@ -58,8 +58,11 @@ class Readiness:
         if epoll is None:
             epoll = self._epoll = select.epoll()
             self._loop.add_reader(epoll.fileno(), self._look)
-        epoll.register(descriptor, _INPUT_ONCE)
-        self._tell[descriptor] = tell
+        try:
+            epoll.register(descriptor, _INPUT_ONCE)
+            self._tell[descriptor] = tell
+        finally:
+            self._close_if_unused()
 
     def forget(self, descriptor: int) -> None:
         """Watch a socket no longer; call this before it is closed."""
@@ -67,7 +70,11 @@ class Readiness:
         if self._tell.pop(descriptor, None) is None or epoll is None:
             return
         epoll.unregister(descriptor)
-        if not self._tell:
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        epoll = self._epoll
+        if epoll is not None and not self._tell:
             self._epoll = None
             self._loop.remove_reader(epoll.fileno())
             epoll.close()

@@ -6,9 +6,15 @@ import asyncio
 import functools
 import socket
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
 
 from sds import faults
 from sds.transport.readiness import MOST_AT_ONCE, Readiness
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 async def _turns(count: int = 5) -> None:
@@ -103,3 +109,11 @@ async def test_a_turn_has_a_bounded_number_of_sockets_and_nothing_stays_open() -
         for ours, _ in pairs:
             readiness.forget(ours.fileno())
     assert readiness._epoll is None
+
+
+async def test_what_the_kernel_cannot_watch_leaves_nothing_behind(tmp_path: Path) -> None:
+    readiness = Readiness.of(asyncio.get_running_loop())
+    with (tmp_path / "file").open("w") as file, pytest.raises(PermissionError):
+        readiness.expect(file.fileno(), lambda: None)
+    assert readiness._epoll is None
+    readiness.forget(0)
