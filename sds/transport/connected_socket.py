@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.transport.readiness import Readiness
+from sds.transport.readiness import InputReadiness
 
 if TYPE_CHECKING:
     import asyncio
@@ -87,7 +87,7 @@ class ConnectedSocket:
         self._reader = reader
         self._buffer = buffer
         self._output: deque[memoryview] | None = None
-        self._readiness = Readiness.of(loop)
+        self._readiness = InputReadiness.of(loop)
         self._reading = self._writing = self._closing = False
         """Whether the reader will be told, the kernel takes no output, the end has begun."""
         self._watched = False

@@ -6,9 +6,9 @@ message. The loop's own way to stop and to start again takes eight calls of the 
 8 µs of a push of 65; here a socket is told of once, and to ask again takes one call
 (``EPOLLONESHOT``, epoll(7)).
 
-Invariants: a socket is told of once for each :meth:`Readiness.expect`; in one turn of the loop,
-:data:`MOST_AT_ONCE` are told of at most; a fault with one socket is reported and ends nothing else;
-while no socket is watched there is no epoll.
+Invariants: a socket is told of once for each :meth:`InputReadiness.expect`; in one turn of the
+loop, :data:`MOST_AT_ONCE` are told of at most; a fault with one socket is reported and ends nothing
+else; while no socket is watched there is no epoll.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MOST_AT_ONCE: Final = 256
 _INPUT_ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
 
 
-class Readiness:
+class InputReadiness:
     """The sockets of one event loop; :meth:`of` gives them."""
 
-    _of: ClassVar[weakref.WeakKeyDictionary[Any, Readiness]] = weakref.WeakKeyDictionary()
+    _of: ClassVar[weakref.WeakKeyDictionary[Any, InputReadiness]] = weakref.WeakKeyDictionary()
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -38,7 +38,7 @@ class Readiness:
         self._tell: dict[int, Callable[[], None]] = {}
 
     @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> Readiness:
+    def of(cls, loop: asyncio.AbstractEventLoop) -> InputReadiness:
         """Return the sockets of a loop."""
         found = cls._of.get(loop)
         if found is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds import faults
-from sds.transport.readiness import MOST_AT_ONCE, Readiness
+from sds.transport.readiness import MOST_AT_ONCE, InputReadiness
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ async def _turns(count: int = 5) -> None:
 async def test_a_socket_is_told_of_once_until_it_is_expected_again() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        readiness = Readiness.of(asyncio.get_running_loop())
+        readiness = InputReadiness.of(asyncio.get_running_loop())
         told: list[str] = []
         readiness.expect(ours.fileno(), lambda: told.append("input"))
         await _turns()
@@ -48,7 +48,7 @@ async def test_a_fault_with_one_socket_stops_no_other_one() -> None:
     def broken() -> None:
         raise RuntimeError("broken")
 
-    readiness = Readiness.of(asyncio.get_running_loop())
+    readiness = InputReadiness.of(asyncio.get_running_loop())
     before = faults.counts()["connection"]
     told: list[int] = []
     with ExitStack() as stack:
@@ -67,7 +67,7 @@ async def test_a_fault_with_one_socket_stops_no_other_one() -> None:
 
 
 async def test_a_socket_that_another_one_closed_is_not_told_of() -> None:
-    readiness = Readiness.of(asyncio.get_running_loop())
+    readiness = InputReadiness.of(asyncio.get_running_loop())
     told: list[int] = []
     with ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(2)]
@@ -88,7 +88,7 @@ async def test_a_socket_that_another_one_closed_is_not_told_of() -> None:
 
 async def test_a_turn_has_a_bounded_number_of_sockets_and_nothing_stays_open() -> None:
     loop = asyncio.get_running_loop()
-    readiness = Readiness.of(loop)
+    readiness = InputReadiness.of(loop)
     told = 0
 
     def tell() -> None:
@@ -112,7 +112,7 @@ async def test_a_turn_has_a_bounded_number_of_sockets_and_nothing_stays_open() -
 
 
 async def test_what_the_kernel_cannot_watch_leaves_nothing_behind(tmp_path: Path) -> None:
-    readiness = Readiness.of(asyncio.get_running_loop())
+    readiness = InputReadiness.of(asyncio.get_running_loop())
     with (tmp_path / "file").open("w") as file, pytest.raises(PermissionError):
         readiness.expect(file.fileno(), lambda: None)
     assert readiness._epoll is None
