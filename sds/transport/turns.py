@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 BUFFER_BYTES: Final = 128 * 1024
 TURN_SECONDS: Final = 0.003
 """Processor time for all jobs in one turn of the loop."""
+JOBS_SECONDS: Final = 0.001
+"""Of that, what jobs have in any case: where each step of a handler takes longer than a turn, as
+where certificates are signed, clients would otherwise be read one at a time between two steps."""
 STEP_SECONDS: Final = 0.0005
 """Processor time after which a handler that goes on reading or writing waits for its turn."""
 ACCEPT_SECONDS: Final = 0.002
@@ -157,10 +160,10 @@ class Turns:
         self._accepted = 0.0
         self._spent, self._stepped = self._stepped, 0.0
         self.is_over = False
-        done = 0
         now = self._loop.time()
-        # At least one job runs, so that steps of handlers alone cannot hold up the rest.
-        while self._row and (self._spent < TURN_SECONDS or not done):
+        # Jobs have some time in every turn, so that steps of handlers cannot hold up the rest.
+        most = max(TURN_SECONDS, self._spent + JOBS_SECONDS)
+        while self._row and self._spent < most:
             account = self._row.popleft()
             if not self._jobs[account]:  # what waited was moved
                 del self._jobs[account]
@@ -170,7 +173,6 @@ class Turns:
                 self._loop.call_later(max(rest, _LEAST_REST_SECONDS), self._rested, account)
                 continue
             self._next_job(account, now)
-            done += 1
         if self._row:
             self._expect_turn()
 

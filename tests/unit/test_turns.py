@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 from sds.transport.budget import Budgets
-from sds.transport.turns import Turns
+from sds.transport.turns import TURN_SECONDS, Turns
 
 
 async def turns_of_the_loop() -> None:
@@ -56,3 +57,44 @@ async def test_who_has_nothing_left_that_waits_has_its_next_turn_all_the_same() 
     assert sorted(done) == [1, 2, 3]
     assert not turns._jobs
     assert not turns._row
+
+
+async def test_steps_that_are_longer_than_a_turn_leave_time_for_reading() -> None:
+    """As where an authority signs: else it would read one client between two long steps."""
+    loop = asyncio.get_running_loop()
+    budgets, turns = Budgets(), Turns(loop)
+    busy, others = budgets.owner("pod a"), [budgets.owner(f"pod {n}") for n in range(40)]
+    for one in (busy, *others):
+        one.recognise()
+    now = 0.0
+    turns._clock = lambda: now
+    done: list[int] = []
+
+    def job(number: int) -> bool:
+        nonlocal now
+        now += 0.0001
+        done.append(number)
+        return False
+
+    for number, owner in enumerate(others):
+        turns.queue(owner, number, lambda number=number: job(number))  # type: ignore[misc]
+    counts = [0]
+    for _ in range(3):
+        turns.step_begins()
+        now += 2 * TURN_SECONDS
+        turns.step_ends(busy)
+        await asyncio.sleep(0)
+        counts.append(len(done))
+    # About as many as take JOBS_SECONDS, and no more.
+    assert all(10 <= after - before <= 11 for before, after in pairwise(counts)), counts
+    # Of handlers, which take long, one is woken at a time.
+    woken: list[asyncio.Future[None]] = [loop.create_future() for _ in range(5)]
+    while len(done) < len(others):
+        await asyncio.sleep(0)
+    for future in woken:
+        turns.later(busy, "busy", future)
+    turns.step_begins()
+    now += 2 * TURN_SECONDS
+    turns.step_ends(busy)
+    await asyncio.sleep(0)
+    assert sum(future.done() for future in woken) == 1
