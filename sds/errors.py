@@ -258,7 +258,7 @@ class LimitError(ProtocolError):
 
 
 class Http2Error(ProtocolError):
-    """A client breaks HTTP/2 (RFC 9113) in a way that ends its connection.
+    """A client breaks HTTP/2 (RFC 9113), or TLS below it, in a way that ends its connection.
 
     Args:
         code: the error code (RFC 9113, section 7).

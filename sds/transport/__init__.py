@@ -25,6 +25,7 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``turns``             whose turn it is on the event loop
 ``readiness``         which sockets have input
 ``connected_socket``  one socket: its descriptor and its unsent output
+``endpoint``          what a connection needs of its socket
 ``accepting``         a listening socket
 ``served``            one connection that is served
 ``server``            handlers, sockets, the end

@@ -40,6 +40,7 @@ class Acceptor:
         listener: a bound and listening socket, which this object owns from now on.
         loop: the event loop that watches it.
         take: gets each connection, and owns it.
+        gone: says whether a client has already gone, so that nobody takes its connection.
     """
 
     def __init__(
@@ -47,12 +48,15 @@ class Acceptor:
         listener: socket.socket,
         loop: asyncio.AbstractEventLoop,
         take: Callable[[socket.socket], None],
+        *,
+        gone: Callable[[socket.socket], bool] | None = None,
     ) -> None:
         listener.setblocking(False)  # noqa: FBT003  the socket's own method
         self._listener = listener
         self._loop = loop
         self._turns = Turns.of(loop)
         self._take = take
+        self._gone = gone if gone is not None else hung_up
         self._pausing: asyncio.TimerHandle | None = None
         self._said_at = float("-inf")
         self._pauses = 0
@@ -69,7 +73,13 @@ class Acceptor:
 
     def _accept_some(self) -> None:
         try:
-            accept_some(self._listener, self._turns, self._take_one, most=_ACCEPTS_AT_ONCE)
+            accept_some(
+                self._listener,
+                self._turns,
+                self._take_one,
+                most=_ACCEPTS_AT_ONCE,
+                gone=self._gone,
+            )
         except OSError as error:
             self._pause(error)
 
@@ -99,7 +109,12 @@ class Acceptor:
 
 
 def accept_some(
-    listener: socket.socket, turns: Turns, take: Callable[[socket.socket], None], *, most: int
+    listener: socket.socket,
+    turns: Turns,
+    take: Callable[[socket.socket], None],
+    *,
+    most: int,
+    gone: Callable[[socket.socket], bool] | None = None,
 ) -> bool:
     """Hand on connections that wait, as many as one turn of the loop has room for.
 
@@ -109,6 +124,7 @@ def accept_some(
         take: is given each connection, owns it, and raises nothing. It does not get those whose
             client is gone.
         most: connections.
+        gone: says whether a client is gone; :func:`hung_up` if left out.
 
     Returns:
         Whether more may be waiting.
@@ -116,6 +132,7 @@ def accept_some(
     Raises:
         OSError: nothing can be accepted now: most of the time, the process is out of descriptors.
     """
+    gone = gone if gone is not None else hung_up
     for count in range(most):
         if count and turns.accepts_no_more:
             break
@@ -128,7 +145,7 @@ def accept_some(
             if error.errno == errno.ECONNABORTED:
                 continue
             raise
-        if hung_up(accepted):
+        if gone(accepted):
             accepted.close()
         else:
             take(accepted)

@@ -76,8 +76,16 @@ class Link(Protocol):
         """End the stream."""
         ...
 
+    def cut(self, stream: int) -> None:
+        """End the stream at once, or the whole connection if its client reads nothing."""
+        ...
+
+    def client_left(self) -> bool:
+        """Say whether the client sends nothing more, although that may be unread yet."""
+        ...
+
     def taken(self, stream: int, count: int) -> None:
-        """Note that a handler took bytes of the request, so that they need no room any more."""
+        """Note that the request has room for so many more bytes."""
         ...
 
     def hold(self, count: int) -> None:
@@ -110,6 +118,8 @@ class Call:
     """One call of a client; the context that its handler gets."""
 
     __slots__ = (
+        "_any",
+        "_deaf",
         "_ended",
         "_given",
         "_head",
@@ -151,7 +161,7 @@ class Call:
         self._given = 0
         """Of those, the bytes that the handler was given last and has until it asks for more."""
         self._untold = 0
-        self._ended = False
+        self._ended = self._deaf = self._any = False
         self.over = False
         """Whether the call has its status, or lost its stream."""
         self.owner = link.owner
@@ -249,6 +259,38 @@ class Call:
         self.finish(code, details)
         raise AbortedError
 
+    def cut(self) -> NoReturn:
+        """End the call without a status, which a client that does not read would not get.
+
+        Raises:
+            AbortedError: always.
+        """
+        if not self.over:
+            self._link.cut(self._stream)
+            self.close()
+        raise AbortedError
+
+    def client_left(self) -> bool:
+        """Say whether nobody waits for the answer any more, although no event has told so yet."""
+        return self.over or self._link.client_left()
+
+    async def arrived(self) -> None:
+        """Return when the client has sent something of a request, or its end; nothing is read."""
+        while not (self._reader.held or self._ended or self.over):
+            self._any = True
+            self._wake_reader = self._loop.create_future()
+            try:
+                await self._wake_reader
+            finally:
+                self._any, self._wake_reader = False, None
+
+    def read_no_more(self) -> None:
+        """Drop what else the client sends, because the handler has what it needs."""
+        self._deaf = True
+        self._reader = MessageReader(0)
+        if self._told:
+            self._hold()
+
     def __aiter__(self) -> Call:
         """Iterate over the requests, each as the bytes of one message."""
         return self
@@ -316,9 +358,11 @@ class Call:
     def feed(self, payloads: list[memoryview], *, ended: bool) -> None:
         """Take bytes of the request.
 
-        If the client sent something that is not accepted, the call is over afterwards and has its
-        status.
+        The stream's window opens for as many only while the handler reads. If the client sent
+        something that is not accepted, the call is over afterwards and has its status.
         """
+        if self._deaf:
+            return
         try:
             self._untold += self._reader.feed(payloads)
             if payloads and (self._told or self._reader.held > _UNNOTICED_BYTES):
@@ -328,9 +372,9 @@ class Call:
         except ProtocolError as error:
             self._refuse(error)
             whole = False
-        if not whole:
-            self._tell_taken()
-        if (whole or self._ended or self.over) and self._wake_reader is not None:
+        if not whole and self._wake_reader is not None and not self._any:
+            self._tell_taken()  # only while the handler reads: else the window bounds what waits
+        if (whole or self._any or self._ended or self.over) and self._wake_reader is not None:
             waiting, self._wake_reader = self._wake_reader, None
             self._link.wake(waiting)
 

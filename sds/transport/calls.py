@@ -138,9 +138,11 @@ class Calls:
         if not (head.get(b"content-type") or b"").startswith(b"application/grpc"):
             self._refuse(event, _NOT_GRPC)
             return
-        limits = self._server.limits
-        call = Call(self._link(), event.stream, head, most=limits.message_bytes, loop=self._loop)
         handler = self._server.method(head.path)
+        limits = self._server.limits
+        one = handler is None or not handler.request_streaming
+        most = limits.single_bytes if one else limits.message_bytes
+        call = Call(self._link(), event.stream, head, most=most, loop=self._loop)
         try:
             self._link().settle()  # the stream counts already
             self._link().owner.check_stream(self._loop.time())
@@ -168,7 +170,13 @@ class Calls:
         self._link().refused()
 
     def _start(self, call: Call, handler: grpc.RpcMethodHandler[Any, Any] | None) -> None:
-        running = serve_in_turns(call, handler, self._server.gate, self._turns)
+        running = serve_in_turns(
+            call,
+            handler,
+            self._server.gate,
+            self._turns,
+            pays_for_lines=self._server.limits.owners_pay_for_lines,
+        )
         task = call.task = self._loop.create_task(running, name=call.path)
         self._turns.promise(self._link().owner)
         self._server.tasks.add(task)

@@ -8,7 +8,9 @@ not refer to it afterwards.
 
 from __future__ import annotations
 
+import errno
 import logging
+import select
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -25,6 +27,23 @@ _PIECE_BYTES: Final = 352
 _NOTHING: Final = memoryview(b"")
 _WRITE_BUFFERS: Final = 64
 """The most pieces of output for one call of the kernel, which takes up to 1,024 (IOV_MAX)."""
+
+
+_ORDINARY: Final = frozenset(
+    {errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ETIMEDOUT}
+)
+"""How a connection ends when its client, or the network between, has gone."""
+
+
+def ended_sending(connected: socket.socket) -> bool:
+    """Say whether the client of a TCP connection sends nothing more, or is gone (poll(2)).
+
+    What it sent before may still be unread. Who calls by gRPC keeps its side open until it has its
+    answers, so nobody waits for what such a client asked.
+    """
+    poll = select.poll()
+    poll.register(connected, select.POLLRDHUP)  # POLLHUP and POLLERR are always reported
+    return bool(poll.poll(0))
 
 
 class SocketUser(Protocol):
@@ -79,7 +98,7 @@ class ConnectedSocket:
         connected: socket.socket,
         loop: asyncio.AbstractEventLoop,
         reader: SocketUser,
-        buffer: bytearray,
+        buffer: bytearray | memoryview,
     ) -> None:
         connected.setblocking(False)  # noqa: FBT003  the socket's own method
         self._socket: socket.socket | None = connected
@@ -98,6 +117,20 @@ class ConnectedSocket:
     def is_closed(self) -> bool:
         """Say whether the socket is closed, or will be once its output is taken."""
         return self._socket is None or self._closing
+
+    @property
+    def pending(self) -> bool:
+        """Return False: nothing that was read waits here."""
+        return False
+
+    @property
+    def backlog(self) -> int:
+        """Return the bytes of memory of waiting output; the user is told when all is taken."""
+        return self.held
+
+    def client_left(self) -> bool:
+        """Say whether the client sends nothing more (:func:`ended_sending`)."""
+        return self._socket is None or ended_sending(self._socket)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -243,6 +276,6 @@ class ConnectedSocket:
         self._loop.call_soon(self._reader.lost)
 
     def _fail(self, error: OSError) -> None:
-        if not isinstance(error, ConnectionError):
+        if not isinstance(error, ConnectionError) and error.errno not in _ORDINARY:
             _LOG.warning("a connection failed", extra={"why": error.strerror})
         self.abort()

@@ -40,7 +40,7 @@ from sds.transport.events import (
     add_received,
 )
 from sds.transport.field_blocks import FieldBlocks, check_priority, unpad
-from sds.transport.flow_control import CONNECTION_WINDOW, STREAM_WINDOW
+from sds.transport.flow_control import CONNECTION_WINDOW
 from sds.transport.frame_reader import FrameReader
 from sds.transport.frames import ErrorCode
 from sds.transport.header_decoder import HeaderDecoder
@@ -103,7 +103,7 @@ class Connection:
         self._decoder = HeaderDecoder()
         self._reader = FrameReader()
         self._blocks = FieldBlocks()
-        self._streams = Streams()
+        self._streams = Streams(limits.stream_window)
         self._greeted = False
         self._taken = 0
         self._work = 0
@@ -430,7 +430,7 @@ def _greeting(limits: ConnectionLimits) -> bytes:
     """Make what we send first: the same for every connection of a server."""
     values = {
         frames.SETTING_MAX_CONCURRENT_STREAMS: limits.concurrent_streams,
-        frames.SETTING_INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+        frames.SETTING_INITIAL_WINDOW_SIZE: limits.stream_window,
         frames.SETTING_MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST,
     }
     window = frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from sds.transport.flow_control import STREAM_WINDOW
+
 if TYPE_CHECKING:
     from sds.transport.headers import RequestHead
 
@@ -21,11 +23,14 @@ class ConnectionLimits:
         concurrent_streams: the most streams that are open at the same time; one more is refused.
         frames_per_second: the most frames other than DATA each second, on average.
         frame_burst: the most such frames at once.
+        stream_window: how many bytes a client may send on a stream that no handler reads; at least
+            65,535, because a client may send that many before it knows better.
     """
 
     concurrent_streams: int = 2_100
     frames_per_second: float = 1_000.0
     frame_burst: int = 20_000
+    stream_window: int = STREAM_WINDOW
 
 
 class Opened(NamedTuple):

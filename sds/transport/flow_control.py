@@ -43,6 +43,7 @@ class StreamState:
     __slots__ = (
         "_receive_window",
         "_taken",
+        "_window",
         "client_done",
         "credit",
         "drained",
@@ -53,8 +54,8 @@ class StreamState:
         "waiting",
     )
 
-    def __init__(self, number: int) -> None:
-        """Make a stream that a request has just opened."""
+    def __init__(self, number: int, window: int = STREAM_WINDOW) -> None:
+        """Make a stream that a request has just opened; ``window`` is what we announced."""
         self.number = number
         self.head_sent = False
         self.client_done = False
@@ -63,7 +64,7 @@ class StreamState:
         self.drained = 0
         self.trailers: bytes | None = None
         self.expected: int | None = None
-        self._receive_window = STREAM_WINDOW
+        self._window = self._receive_window = window
         self._taken = 0
 
     def receive(self, flow: int, payload: int) -> None:
@@ -98,7 +99,7 @@ class StreamState:
     def take(self, count: int) -> int:
         """Note that received bytes were taken; return the increment to announce, 0 for none yet."""
         self._taken += count
-        if self._taken < STREAM_WINDOW // 2 or self.client_done:
+        if self._taken < self._window // 2 or self.client_done:
             return 0
         increment, self._taken = self._taken, 0
         self._receive_window += increment

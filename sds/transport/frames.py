@@ -58,6 +58,7 @@ class ErrorCode(enum.IntEnum):
     CANCEL = 8
     COMPRESSION_ERROR = 9
     ENHANCE_YOUR_CALM = 11
+    INADEQUATE_SECURITY = 12
 
 
 def head(length: int, kind: int, flags: int, stream: int) -> bytes:

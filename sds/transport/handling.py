@@ -28,6 +28,18 @@ if TYPE_CHECKING:
     from sds.transport.turns import Turns
 
 _LOG: Final = logging.getLogger("sds.transport")
+REFUSALS: Final = frozenset(
+    code.value[0]
+    for code in grpc.StatusCode
+    if code
+    not in (
+        grpc.StatusCode.OK,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    )
+)
+"""The statuses that count as a refused call."""
 
 
 class Admission(Protocol):
@@ -43,9 +55,20 @@ async def serve_in_turns(
     handler: grpc.RpcMethodHandler[Any, Any] | None,
     gate: Admission | None,
     turns: Turns,
+    *,
+    pays_for_lines: bool = True,
 ) -> None:
-    """Do what :func:`serve_call` does, and let the owner of the call pay for each step."""
-    RUNS_FOR.set(call.owner)  # for this task and those that it starts
+    """Do what :func:`serve_call` does, and let the owner of the call pay for each step.
+
+    Args:
+        call: as there.
+        handler: as there.
+        gate: as there.
+        turns: the turns of the event loop.
+        pays_for_lines: whether the owner's allowance bounds what the handler logs.
+    """
+    if pays_for_lines:
+        RUNS_FOR.set(call.owner)  # for this task and those that it starts
     await _Steps(serve_call(call, handler, gate), call, turns)
 
 
@@ -179,6 +202,7 @@ class _Serializing:
         "abort",
         "caller",
         "connection",
+        "cut",
         "invocation_metadata",
         "owner",
         "peer",
@@ -190,6 +214,7 @@ class _Serializing:
         self.abort = call.abort
         self.caller = call.caller
         self.connection = call.connection
+        self.cut = call.cut
         self.owner = call.owner
         self.invocation_metadata = call.invocation_metadata
         self.peer = call.peer
@@ -208,6 +233,7 @@ async def _deserialized(call: Call, parse: Callable[[bytes], Any]) -> AsyncItera
 async def _one_request(call: Call, parse: Callable[[bytes], Any] | None) -> Any:
     """Return the request of a method that takes one."""
     async for data in call:
+        call.read_no_more()
         return data if parse is None else _parsed(data, parse)
     return await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the method takes one request")
 

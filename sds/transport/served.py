@@ -14,16 +14,13 @@ import itertools
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import grpc
-
 from sds.errors import Http2Error, LimitError
 from sds.faults import guarded, report
-from sds.transport.accepting import turn_away
 from sds.transport.budget import STREAM_BYTES
 from sds.transport.calls import Calls
-from sds.transport.connected_socket import ConnectedSocket
 from sds.transport.connection import Connection
 from sds.transport.frames import ErrorCode
+from sds.transport.handling import REFUSALS
 from sds.transport.turns import Turns
 
 if TYPE_CHECKING:
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sds.transport.budget import Owner
+    from sds.transport.endpoint import SocketEndpoint
     from sds.transport.server import Server
 
 _LOG: Final = logging.getLogger("sds.transport")
@@ -44,21 +42,6 @@ _HIGH_WATER: Final = 64 * 1024
 """Handlers wait if the kernel did not take this many bytes of output."""
 _UNNOTICED_BYTES: Final = 4 * 1024
 """A change of fewer bytes is no reason to look at the owner's budget."""
-_MOST_UNREAD: Final = 1024 * 1024
-"""Nothing more is read if output that the kernel did not take uses this many bytes: beyond one
-message, such output is answers to the client's own frames."""
-_REFUSALS: Final = frozenset(
-    code.value[0]
-    for code in grpc.StatusCode
-    if code
-    not in (
-        grpc.StatusCode.OK,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-    )
-)
-"""The statuses that count as a refused call."""
 _number: Final = itertools.count(1)
 
 
@@ -83,6 +66,7 @@ class ServedConnection:
         owner: the owner whose budget it uses.
         on_close: is called once, when the connection is over.
         party: the client's process and socket (see :meth:`~sds.transport.budget.Owner.connect`).
+        peer: the connection's name; a number if left out.
     """
 
     def __init__(
@@ -93,11 +77,12 @@ class ServedConnection:
         owner: Owner,
         on_close: Callable[[], None] | None = None,
         party: str = "",
+        peer: str = "",
     ) -> None:
         self.caller = caller
         self.owner = owner
         self._party = party
-        self.peer = f"connection:{next(_number)}"
+        self.peer = peer or f"connection:{next(_number)}"
         self._server = server
         self._on_close = on_close
         self._http2 = Connection(server.limits.connection)
@@ -116,7 +101,9 @@ class ServedConnection:
         self._calls = Calls(self, self._http2, server, self._turns, self._loop)
         self._lost: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._endpoint: ConnectedSocket | None = None
+        self._endpoint: SocketEndpoint | None = None
+        self._idle_since = self._loop.time()
+        """When the last stream ended."""
 
     # --- the beginning and the end --------------------------------------------------------------
 
@@ -132,11 +119,12 @@ class ServedConnection:
         try:
             self.owner.connect(self.abort, self._loop.time(), party=self._party)
         except LimitError as error:
-            turn_away(accepted, str(error))
+            self._server.endpoints.turn_away(accepted, str(error))
             if self._on_close is not None:
                 self._loop.call_soon(self._on_close)
             return
-        self._endpoint = ConnectedSocket(accepted, self._loop, self, self._turns.buffer)
+        endpoints = self._server.endpoints
+        self._endpoint = endpoints.make(accepted, self._loop, self, self._turns.buffer)
         self._server.joined(self)
         seconds = self._server.limits.greeting_seconds
         self._timer = self._loop.call_later(seconds, self._expect_greeting)
@@ -196,6 +184,19 @@ class ServedConnection:
     def _expect_greeting(self) -> None:
         if not self._http2.greeted:
             self._end(ErrorCode.PROTOCOL_ERROR, "the client did not greet in time")
+        elif self._server.limits.idle_seconds is not None:
+            self._expect_stream(self._server.limits.idle_seconds)
+
+    def _expect_stream(self, most: float) -> None:
+        """Close the connection if it had no stream for so many seconds; else look again."""
+        if self._endpoint is None or self._endpoint.is_closed():
+            return
+        now = self._loop.time()
+        idle = 0.0 if self._streams else now - self._idle_since
+        if idle >= most:
+            self._end(ErrorCode.NO_ERROR, f"there was no call for {most:g} s")
+        else:
+            self._timer = self._loop.call_later(most - idle, self._expect_stream, most)
 
     # --- sds.transport.connected_socket.SocketUser -----------------------------------------------
 
@@ -252,20 +253,19 @@ class ServedConnection:
         """Do the work of :meth:`_work`.
 
         Raises:
-            Http2Error: the client broke HTTP/2.
+            Http2Error: the client broke HTTP/2 or TLS.
             LimitError: the owner uses too much memory.
         """
         endpoint, http2 = self._endpoint, self._http2
         if endpoint is None or endpoint.is_closed():
             return False
-        if endpoint.held > _MOST_UNREAD:
+        if endpoint.backlog > self._server.limits.unread_bytes:
             self._stuck = True
             endpoint.pause_reading()
             return False
         if not self._more and not self._read(endpoint):
             self._flush()
-            endpoint.resume_reading()
-            return False
+            return _has_more(endpoint)
         ends = self._turns.now() + _JOB_SECONDS
         try:
             while True:
@@ -282,12 +282,14 @@ class ServedConnection:
             return False
         if self._held > _UNNOTICED_BYTES:
             self.owner.check_room(0, now)
-        if not self._more:
-            endpoint.resume_reading()
-        return self._more
+        return self._more or _has_more(endpoint)
 
-    def _read(self, endpoint: ConnectedSocket) -> bool:
-        """Read, and say whether there was something to read."""
+    def _read(self, endpoint: SocketEndpoint) -> bool:
+        """Read, and say whether there was something to read.
+
+        Raises:
+            Http2Error: the client broke TLS.
+        """
         data = endpoint.read()
         if data:
             self._http2.feed(data)
@@ -321,7 +323,7 @@ class ServedConnection:
     def finish(self, stream: int, status: int, message: str) -> None:
         self._calls.finished(stream)
         self._http2.finish(stream, status=status, message=message)
-        if status in _REFUSALS:
+        if status in REFUSALS:
             self.refused()
         self._flush()
         self.settle()
@@ -333,8 +335,23 @@ class ServedConnection:
         except LimitError as error:
             self._end(ErrorCode.ENHANCE_YOUR_CALM, str(error))
 
+    def cut(self, stream: int) -> None:
+        endpoint = self._endpoint
+        if endpoint is not None and endpoint.unsent:
+            self.abort()  # nothing that we say can reach the client
+            return
+        self._calls.finished(stream)
+        self._http2.reset(stream, ErrorCode.CANCEL)
+        self._flush()
+        self.settle()
+
+    def client_left(self) -> bool:
+        return self._endpoint is None or self._endpoint.client_left()
+
     def taken(self, stream: int, count: int) -> None:
         self._http2.take(stream, count)
+        if not self._working:  # a handler began to read; a job would write at its end
+            self._flush()
 
     def hold(self, count: int) -> None:
         self._requests += count
@@ -403,4 +420,14 @@ class ServedConnection:
         """So much more (or less) is in use; the owner is told at once."""
         self._streams += streams
         self._held += held
+        if streams < 0:
+            self._idle_since = self._loop.time()
         self.owner.change(streams=streams, held=held)
+
+
+def _has_more(endpoint: SocketEndpoint) -> bool:
+    """Say whether the endpoint can be read at once; if not, it tells when it can."""
+    if endpoint.pending:
+        return True
+    endpoint.resume_reading()
+    return False

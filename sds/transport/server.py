@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sds.transport.accepting import Acceptor, process_of, user_of
 from sds.transport.budget import Budgets
+from sds.transport.endpoint import PlainEndpoints
 from sds.transport.events import ConnectionLimits
 from sds.transport.served import ServedConnection
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from sds.transport.endpoint import Endpoints
     from sds.transport.handling import Admission
 
 
@@ -31,14 +33,24 @@ class ServerLimits:
 
     Attributes:
         message_bytes: the largest request.
+        single_bytes: the largest request of a method that takes one, not a stream of them.
         held_bytes: the most bytes of requests on one connection that no handler has taken yet.
+        unread_bytes: nothing more is read from a client that leaves output of so many bytes unread:
+            beyond one message, such output is answers to the client's own frames.
         greeting_seconds: how long a connection may take until it speaks HTTP/2.
+        idle_seconds: how long a connection may be without a call, once it has greeted; None for as
+            long as the client likes.
+        owners_pay_for_lines: whether an owner's allowance bounds what handlers log for it.
         connection: the limits of HTTP/2 itself.
     """
 
     message_bytes: int = 4 * 1024 * 1024
+    single_bytes: int = 4 * 1024 * 1024
     held_bytes: int = 64 * 1024 * 1024
+    unread_bytes: int = 1024 * 1024
     greeting_seconds: float = 20.0
+    idle_seconds: float | None = None
+    owners_pay_for_lines: bool = True
     connection: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
@@ -57,6 +69,7 @@ class Server:
         limits: the limits of its clients.
         budgets: the budgets of its connections' owners, which servers of one process share; new
             ones if left out.
+        endpoints: makes the endpoints of its connections; such without TLS if left out.
     """
 
     def __init__(
@@ -65,10 +78,12 @@ class Server:
         *,
         limits: ServerLimits | None = None,
         budgets: Budgets | None = None,
+        endpoints: Endpoints | None = None,
     ) -> None:
         """Make a server that serves nothing before :meth:`listen` or :meth:`connection`."""
         self.limits = limits if limits is not None else ServerLimits()
         self.budgets = budgets if budgets is not None else Budgets()
+        self.endpoints = endpoints if endpoints is not None else PlainEndpoints()
         self.stopping = False
         self.tasks: set[asyncio.Task[None]] = set()
         self._handlers = list(handlers)
@@ -134,8 +149,25 @@ class Server:
 
         self._acceptors.append(Acceptor(listener, asyncio.get_running_loop(), take))
 
+    def accept(
+        self,
+        listener: socket.socket,
+        take: Callable[[socket.socket], None],
+        *,
+        gone: Callable[[socket.socket], bool],
+    ) -> None:
+        """Accept on a bound and listening socket, which the server owns from now on.
+
+        Args:
+            listener: the socket.
+            take: gets each connection and owns it; it may serve it by :meth:`connection`.
+            gone: says whether a client has already gone.
+        """
+        loop = asyncio.get_running_loop()
+        self._acceptors.append(Acceptor(listener, loop, take, gone=gone))
+
     def connection(
-        self, *, caller: object, owner: str, on_close: Callable[[], None]
+        self, *, caller: object, owner: str, on_close: Callable[[], None], peer: str = ""
     ) -> ServedConnection:
         """Make a connection for a socket that somebody else accepted.
 
@@ -143,9 +175,10 @@ class Server:
             caller: what ``context.caller()`` gives to the handlers.
             owner: the name of the owner whose budget it uses.
             on_close: is called once, when the connection is over.
+            peer: what ``context.peer()`` gives to the handlers; a number if left out.
         """
         return ServedConnection(
-            self, caller=caller, owner=self.budgets.owner(owner), on_close=on_close
+            self, caller=caller, owner=self.budgets.owner(owner), on_close=on_close, peer=peer
         )
 
     async def stop(self, grace_seconds: float) -> None:

@@ -34,10 +34,11 @@ class Streams:
         out: what the connection sends.
     """
 
-    __slots__ = ("_reset_by_us", "last", "open", "out")
+    __slots__ = ("_reset_by_us", "_window", "last", "open", "out")
 
-    def __init__(self) -> None:
-        """Begin without streams."""
+    def __init__(self, window: int) -> None:
+        """Begin without streams; each gets this window for what the client sends."""
+        self._window = window
         self.open: SlimDict[int, StreamState] = SlimDict()
         self.last = 0
         self.out = Outgoing(self.open)
@@ -70,7 +71,7 @@ class Streams:
         Raises:
             Http2StreamError: it has no body, but a ``content-length`` above 0.
         """
-        stream = StreamState(number)
+        stream = StreamState(number, self._window)
         stream.expected = expected
         if ended:
             stream.end()

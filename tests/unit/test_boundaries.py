@@ -106,6 +106,7 @@ BOUNDARIES = {
     "sds/transport/readiness.py:InputReadiness.expect": ONE,
     "sds/settings/watching.py:follow_folders": "what follows the files is supervised",
     "sds/transport/served.py:ServedConnection._close_soon": LOOP,
+    "sds/transport/served.py:ServedConnection._expect_stream": LOOP,
     "sds/transport/served.py:ServedConnection.begin": LOOP,
     "sds/transport/server.py:Server.stop": END,
     "sds/transport/turns.py:Turns._expect_turn": ONE,
