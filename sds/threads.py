@@ -165,8 +165,6 @@ AUTHORITY_FILES: Final = Threads("authority-files", 1)
 """Token and roots for another authority than our own."""
 KUBERNETES_FILES: Final = Threads("kubernetes-files", 1)
 """Tokens and roots for kubelets and API servers."""
-CONNECTIONS: Final = Threads("connections", 1)
-"""Examines the connections of an authority's port."""
 NAMES: Final = Threads("names", 4)
 """The lookup of authorities' names."""
 LOOKUPS: Final = Threads("lookups", 4)

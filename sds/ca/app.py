@@ -13,21 +13,18 @@ import functools
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
-from sds.ca.capacity import between_looks
 from sds.ca.connections import Connections
 from sds.ca.health import AuthorityHealth, tell_health
+from sds.ca.listening import open_listeners
 from sds.ca.proof import Prover
 from sds.ca.registration import RegistrationAuthority
 from sds.ca.server import ExchangeLimits, ExchangeService, handler
 from sds.ca.signers import SigningState, follow_roots, keep_signing, roots_teller
-from sds.errors import ConfigurationError
 from sds.exchange.challenge import NonceTable
-from sds.settings.fields import MOST
 from sds.supervision import supervised
 
 if TYPE_CHECKING:
@@ -43,9 +40,6 @@ if TYPE_CHECKING:
     from sds.identity import TrustDomain
 
 _LOGGER = logging.getLogger(__name__)
-_LOOK_AHEAD_BYTES: Final = 16 * 1024
-_METADATA_BYTES: Final = 4 * 1024
-_STREAMS_A_CONNECTION: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +98,7 @@ class RunningAuthority:
         service: its streams.
         prover: its own evidence.
         nonces: the outstanding nonces.
+        connections: the connections of its port.
     """
 
     port: int
@@ -111,6 +106,7 @@ class RunningAuthority:
     service: ExchangeService
     prover: Prover
     nonces: NonceTable
+    connections: Connections
 
 
 @contextlib.asynccontextmanager
@@ -133,31 +129,28 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
     )
     prover = Prover(parts.attester, registration.statement)
     nonces = NonceTable(lifetime=parts.max_lifetime.total_seconds(), limit=parts.nonce_limit)
-    connections = Connections(most=parts.connections, clock=parts.clock)
     service = ExchangeService(
         registration=registration,
         prover=prover,
         nonces=nonces,
         clock=parts.clock,
         limits=parts.limits,
-        heard=connections.hear,
-        proved=connections.prove,
     )
-    server = _server(parts.limits, parts.connections)
+    connections = Connections(
+        most=parts.connections,
+        limits=parts.limits,
+        tls=parts.tls.settings,
+        now=lambda: parts.clock.now().monotonic,
+    )
+    server = connections.server
     server.add_generic_rpc_handlers((handler(service, parts.answered),))
     health = AuthorityHealth(watchers=parts.limits.unproven)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    try:
-        port = server.add_secure_port(parts.listen, parts.tls.server_credentials())
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"the authority cannot listen on {parts.listen!r}",
-            advice="check that the address is this machine's and that the port is free",
-        ) from error
+    listeners = await open_listeners(parts.listen)
+    port = listeners[0].getsockname()[1]
     async with asyncio.TaskGroup() as tasks:
         telling = _start(tasks, "health", lambda: tell_health(health, signing, parts.clock), parts)
         running = [
-            _start(tasks, "connections", lambda: connections.run(port), parts),
             _start(tasks, "prover", prover.run, parts),
             _start(
                 tasks,
@@ -177,10 +170,15 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
                 follow_roots, signing, above, clock=parts.clock, settle=parts.max_lifetime
             )
             running.append(_start(tasks, "roots", follow, parts))
-        await server.start()
+        connections.listen(listeners)
         try:
             yield RunningAuthority(
-                port=port, signing=signing, service=service, prover=prover, nonces=nonces
+                port=port,
+                signing=signing,
+                service=service,
+                prover=prover,
+                nonces=nonces,
+                connections=connections,
             )
         finally:
             telling.cancel()
@@ -198,33 +196,3 @@ def _start(
     parts: AuthorityParts,
 ) -> asyncio.Task[None]:
     return tasks.create_task(supervised(name, run, clock=parts.clock), name=name)
-
-
-def _server(limits: ExchangeLimits, connections: int) -> grpc.aio.Server:
-    return grpc.aio.server(
-        options=(
-            ("grpc.max_receive_message_length", limits.message_bytes),
-            # How much gRPC keeps of a stream that is not read; by default it is a whole message.
-            ("grpc.http2.lookahead_bytes", _LOOK_AHEAD_BYTES),
-            ("grpc.http2.bdp_probe", 0),
-            # Some more than we want, because sds.ca.connections chooses which of them end.
-            (
-                "grpc.max_allowed_incoming_connections",
-                min(connections + between_looks(connections), MOST),
-            ),
-            # More than we accept, so that the last one is told why it is refused; an agent opens
-            # two.
-            ("grpc.max_concurrent_streams", min(limits.streams + 2, _STREAMS_A_CONNECTION)),
-            ("grpc.max_metadata_size", _METADATA_BYTES),
-            ("grpc.so_reuseport", 0),
-            # Connections that do not finish the handshake, or have no stream, do not stay.
-            ("grpc.server_handshake_timeout_ms", 10_000),
-            ("grpc.max_connection_idle_ms", 15_000),
-            # Dead agents are noticed; live ones may ping as often as our client does.
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ),
-        # An agent has two streams: its exchange, and the watch on our health.
-        maximum_concurrent_rpcs=min(2 * limits.streams + 64, MOST),
-    )

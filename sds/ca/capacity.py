@@ -15,14 +15,15 @@ from sds.operations.places import most_connections
 if TYPE_CHECKING:
     from sds.ca.config import AuthorityConfig
 
-_PER_CONNECTION: Final = 64 * 1024
-"""Bytes of memory of one TLS connection with one stream (measured: 47 KiB and 24 KiB)."""
-_EVERYTHING_ELSE: Final = 208 * 1024 * 1024
-"""The memory of the program and of what strangers may fill (``docs/exchange.md``)."""
+_PER_CONNECTION: Final = 56 * 1024
+"""Bytes of memory of one connection, half of them agents' (measured: 30 KiB with a stream) and half
+those of strangers who hold as much as they can (83 KiB: half a frame and half a TLS record)."""
+_EVERYTHING_ELSE: Final = 216 * 1024 * 1024
+"""The memory of the program (80 MiB), of what strangers may fill (``docs/exchange.md``): messages
+that are read, and the windows of streams that wait; and of TLS 1.2 sessions in OpenSSL (6 MiB)."""
 _FEWEST: Final = 256
 _OTHER_DESCRIPTORS: Final = 128
-"""The descriptors for files, listening sockets, the authority's own clients and gRPC."""
-_BETWEEN_LOOKS: Final = 1_024
+"""The descriptors for files, listening sockets, the authority's own clients and their gRPC."""
 
 
 def connections(*, streams: int, memory: int | None, descriptors: int, listeners: int) -> int:
@@ -39,7 +40,7 @@ def connections(*, streams: int, memory: int | None, descriptors: int, listeners
     if memory is not None:
         most = min(most, max(_FEWEST, (memory - _EVERYTHING_ELSE) // _PER_CONNECTION))
     free = descriptors - _OTHER_DESCRIPTORS - listeners * most_connections(descriptors)
-    return max(1, min(most, max(free - _BETWEEN_LOOKS, free // 2)))
+    return max(1, min(most, free))
 
 
 def connections_of(config: AuthorityConfig, descriptors: int) -> int:
@@ -56,8 +57,3 @@ def connections_of(config: AuthorityConfig, descriptors: int) -> int:
         descriptors=descriptors,
         listeners=sum(one is not None for one in small),
     )
-
-
-def between_looks(connections: int) -> int:
-    """Return how many more there may be until :mod:`sds.ca.connections` has looked at them."""
-    return min(_BETWEEN_LOOKS, connections)

@@ -1,140 +1,84 @@
-"""Ends surplus connections of strangers, so that agents always find room.
+"""The connections of the authority's port: who may have one, and what each may use.
 
-gRPC accepts connections up to a number and closes every further one, and it has no hook at accept.
-So gRPC may accept some more than there should be; this module looks at the process's own
-descriptors and ends the surplus (docs/adr/0306). Owns the knowledge of which TCP connections of the
-authority's port belong to agents that proved something. Invariants: a connection on which evidence
-was accepted is never ended here; of the others, at most ``room`` are left after a look, and fewer
-if agents need the room; a connection competes only with those at the same stage; a descriptor is
-only read, and a connection is ended by shutdown(2) on a duplicate that was checked to be that
-connection, so gRPC's own use of the descriptor is never disturbed.
-
-Sources: proc(5) for ``/proc/self/fd`` (its size is the number of descriptors since Linux 6.2);
-tcp(7) and ``linux/tcp.h`` for TCP_INFO; shutdown(2), which acts on the connection.
+Owns every accepted connection from accept to its end. Invariants: at most ``most`` are open; of
+these, at most half are strangers' (nothing was proven on that connection), and fewer if agents need
+the room; if there are more, some strangers end at once (:mod:`sds.ca.strangers`); a connection on
+which evidence was accepted is never ended for room; it is known by itself and not by its address,
+which many agents may share; it has its own turns and budget, and all strangers together have one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import enum
-import heapq
-import ipaddress
-import os
-import socket
-import stat
-import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+import functools
+import itertools
+from typing import TYPE_CHECKING, Final
 
-from sds import threads
-from sds.ca.unproven import address_and_port, owner_of_address, plain_address
+from sds.ca.listening import peer_name
+from sds.ca.strangers import Stage, Strangers
+from sds.ca.unproven import owner_of
+from sds.transport.budget import Budgets
+from sds.transport.connected_socket import ended_sending
+from sds.transport.events import ConnectionLimits
+from sds.transport.served import ServedConnection
+from sds.transport.server import Server, ServerLimits
+from sds.transport.shares import Share, Total
+from sds.transport.tls_socket import TlsEndpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import socket
+    from collections.abc import Callable, Sequence
 
-    from sds.clock import Clock
+    from sds.ca.server import ExchangeLimits
+    from sds.transport.connected_socket import SocketUser
+    from sds.transport.tls_socket import ServerTlsSettings
 
-_DESCRIPTORS: Final = "/proc/self/fd"
-_QUIET_SECONDS: Final = 0.2
-"""The seconds between two looks at the number of open descriptors."""
-_CROWDED_SECONDS: Final = 0.05
-"""The seconds between two looks at connections while strangers use more than half their room."""
-_REST: Final = 50
-"""Once in this many looks, connections are checked although few descriptors are open."""
-YOUNG_SECONDS: Final = 3.0
-"""The seconds in which an agent should prove itself."""
-_BYTES_ACKED: Final = 120
-"""The offset of ``tcpi_bytes_acked`` in ``struct tcp_info``."""
-_U64: Final = struct.Struct("=Q")
-
-Name: TypeAlias = "tuple[str, int]"
-"""The caller's address and port."""
-
-
-class Stage(enum.IntEnum):
-    """How far a stranger has come."""
-
-    SILENT = 0
-    """It has not sent a complete TLS hello."""
-    ANSWERED = 1
-    """It has taken an answer."""
-    HEARD = 2
-    """It said Hello (``docs/exchange.md``)."""
-    LATE = 3
-    """It had :data:`YOUNG_SECONDS` and proved nothing."""
+_STREAMS_A_CONNECTION: Final = 256
+_WINDOW_BYTES: Final = 64 * 1024
+"""How much of a stream is kept while nobody reads it."""
+_SINGLE_BYTES: Final = 4 * 1024
+"""The largest request of other methods than ours: those of ``grpc.health.v1``."""
+_UNREAD_BYTES: Final = 64 * 1024
+_GREETING_SECONDS: Final = 10.0
+_IDLE_SECONDS: Final = 15.0
+_FRAMES_A_SECOND: Final = 200.0
+_FRAMES_AT_ONCE: Final = 2_000
+_MIB: Final = 1024 * 1024
+_UNBOUNDED: Final = 1 << 40
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class AcceptedConnection:
-    """One accepted connection.
-
-    Attributes:
-        descriptor: gRPC's descriptor of it.
-        inode: the socket's inode; another one means another connection under that descriptor.
-        name: the caller's address and port.
-        owner: the caller's address, or its network.
-        since: when it was first seen, in monotonic seconds.
-        stage: how far the caller has come.
-    """
-
-    descriptor: int
-    inode: int
-    name: Name
-    owner: str
-    since: float
-    stage: Stage = Stage.SILENT
-
-    def end(self) -> None:
-        """Shut the connection down, if the descriptor still belongs to it."""
-        with contextlib.suppress(OSError), _duplicate(self.descriptor) as found:
-            if _name(found) == self.name:
-                found.shutdown(socket.SHUT_RDWR)
-
-    def look(self, *, heard: bool, now: float) -> None:
-        """Update the stage of the connection.
-
-        Raises:
-            OSError: it was closed.
-        """
-        if now - self.since >= YOUNG_SECONDS:
-            self.stage = Stage.LATE
-        elif heard:
-            self.stage = Stage.HEARD
-        elif self.stage is Stage.SILENT:
-            with _duplicate(self.descriptor) as one:
-                size = _BYTES_ACKED + _U64.size
-                said = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
-            # The first byte is our side of TCP's own handshake.
-            if len(said) == size and _U64.unpack_from(said, _BYTES_ACKED)[0] > 1:
-                self.stage = Stage.ANSWERED
-
-
-def surplus(strangers: Sequence[AcceptedConnection], *, room: int) -> list[AcceptedConnection]:
-    """Return which of these connections are too many.
-
-    These are, one after the other, the oldest of the largest group; a group is the connections of
-    one address at one stage. So waiting connections do not displace progressing ones, nor the
-    reverse.
+def strangers_room(*, most: int, proven: int) -> int:
+    """Return how many connections of strangers may be open.
 
     Args:
-        strangers: the connections on which nothing was proven.
-        room: how many may stay.
+        most: the most connections at once.
+        proven: on how many of them evidence was accepted.
     """
-    groups: dict[tuple[str, Stage], list[AcceptedConnection]] = {}
-    for one in strangers:
-        groups.setdefault((one.owner, one.stage), []).append(one)
-    for members in groups.values():
-        members.sort(key=lambda one: -one.since)
-    largest = [(-len(members), group) for group, members in groups.items()]
-    heapq.heapify(largest)
-    ends: list[AcceptedConnection] = []
-    for _ in range(max(0, len(strangers) - room)):
-        _, group = heapq.heappop(largest)
-        members = groups[group]
-        ends.append(members.pop())
-        if members:
-            heapq.heappush(largest, (-len(members), group))
-    return ends
+    return max(0, min(max(1, most // 2), most - proven))
+
+
+class KnownConnection:
+    """One connection, as the exchange knows it (``context.caller()``)."""
+
+    __slots__ = ("_connections", "proven", "served")
+
+    def __init__(self, connections: Connections) -> None:
+        """Begin as a stranger without a socket."""
+        self._connections = connections
+        self.served: ServedConnection | None = None
+        self.proven = False
+
+    def heard(self) -> None:
+        """Note that the caller said Hello."""
+        self._connections.advance(self, Stage.HEARD)
+
+    def proved(self) -> None:
+        """Note that evidence of the caller was accepted: its connection stays."""
+        self._connections.prove(self)
+
+    def end(self) -> None:
+        """Close the connection now."""
+        if self.served is not None:
+            self.served.abort()
 
 
 class Connections:
@@ -142,134 +86,170 @@ class Connections:
 
     Args:
         most: the most connections at once; half of them may be strangers'.
-        clock: gives the time, and waits between looks.
+        limits: the limits of callers.
+        tls: gives the TLS settings of a new connection.
+        now: seconds of a monotonic clock.
+
+    Attributes:
+        endpoints: count handshakes.
+        server: serves the connections.
     """
 
-    def __init__(self, *, most: int, clock: Clock) -> None:
-        """Look at nothing before :meth:`run`."""
+    def __init__(
+        self,
+        *,
+        most: int,
+        limits: ExchangeLimits,
+        tls: Callable[[], ServerTlsSettings],
+        now: Callable[[], float],
+    ) -> None:
+        """Accept nothing before :meth:`listen`."""
         self._most = most
-        self._clock = clock
-        self._open: dict[int, AcceptedConnection] = {}
-        self._proven: set[Name] = set()
-        self._newly: set[Name] = set()
-        """The connections that were proven since the last look began."""
-        self._heard: set[Name] = set()
-        self.strangers = 0
-        """How many connections had proven nothing at the last look."""
+        self._now = now
+        self._strangers: Strangers[KnownConnection] = Strangers()
+        self._numbers = itertools.count(1)
+        self.proven = 0
+        """On how many open connections evidence was accepted."""
+        self.ended = 0
+        """How many connections gave way to others."""
+        self.endpoints = TlsEndpoints(tls, self._established)
+        self.server = Server(
+            limits=server_limits(limits),
+            budgets=authority_budgets(limits, most),
+            endpoints=self.endpoints,
+        )
 
-    def hear(self, peer: str) -> None:
-        """Note a Hello on the connection of this peer, as gRPC names it."""
-        name = address_and_port(peer)
-        if name is not None:
-            self._heard.add(name)
+    @property
+    def strangers(self) -> int:
+        """Return on how many open connections nothing was proven."""
+        return len(self._strangers)
 
-    def prove(self, peer: str) -> None:
-        """Note that evidence was accepted on the connection of this peer, as gRPC names it."""
-        name = address_and_port(peer)
-        if name is not None:
-            self._newly.add(name)
+    def listen(self, listeners: Sequence[socket.socket]) -> None:
+        """Accept on these listening sockets, which the server owns from now on."""
+        for listener in listeners:
+            self.server.accept(listener, self.take, gone=ended_sending)
 
-    async def run(self, port: int) -> None:
-        """Look at the connections of our port at intervals, until cancelled."""
-        crowded, rest = False, 0
-        while True:
-            rest -= 1
-            if crowded or rest < 0 or _descriptors() > self._most // 2:
-                # A caller that proves itself while we look may have come too late to be seen.
-                before, self._newly = self._newly, set()
-                try:
-                    crowded = await threads.CONNECTIONS.run(self.look, port, before)
-                except BaseException:
-                    self._newly |= before  # no descriptor is free for a look, say; for the next one
-                    raise
-                rest = _REST
-            await self._clock.sleep(_CROWDED_SECONDS if crowded else _QUIET_SECONDS)
+    def take(self, accepted: socket.socket) -> None:
+        """Serve a connection that was accepted, and end those for which there is no room."""
+        try:
+            peer = peer_name(accepted.getpeername())
+        except OSError:  # it is gone already
+            accepted.close()
+            return
+        caller = KnownConnection(self)
+        self._strangers.join(caller, owner_of(peer), now=self._now())
+        if caller in self._make_room():
+            accepted.close()
+            return
+        # A name of its own: whoever connects from this port later is somebody else.
+        served = self.server.connection(
+            caller=caller,
+            owner=f"connection {next(self._numbers)}",
+            on_close=functools.partial(self._closed, caller),
+            peer=peer,
+        )
+        caller.served = served
+        try:
+            served.begin(accepted)
+        except BaseException:
+            self._closed(caller)
+            raise
 
-    def look(self, port: int, proven: set[Name]) -> bool:
-        """Look at all connections of this port, and end the surplus.
+    def advance(self, caller: KnownConnection, stage: Stage) -> None:
+        """Note how far a stranger has come."""
+        self._strangers.advance(caller, stage)
 
-        Args:
-            port: our port.
-            proven: the connections on which evidence was accepted since the last
-                look.
+    def prove(self, caller: KnownConnection) -> None:
+        """Note that evidence was accepted on a connection."""
+        if not self._strangers.leave(caller):
+            return  # it is proven already, or over
+        caller.proven = True
+        self.proven += 1
+        if caller.served is not None:
+            caller.served.recognise()
+        self._make_room()
 
-        Returns:
-            Whether strangers have more than half of their room.
-        """
-        now = self._clock.now().monotonic
-        heard, self._heard = self._heard, set()
-        before, self._open = self._open, self._found(port, now, heard)
-        known = {one.name for one in self._open.values()}
-        gone = {one.name for at, one in before.items() if self._open.get(at) is not one}
-        self._proven = ((self._proven - gone) | proven) & known
-        strangers = [one for one in self._open.values() if one.name not in self._proven]
-        room = min(self._most // 2, max(1, self._most - len(self._proven)))
-        ends = surplus(strangers, room=room)
+    def _make_room(self) -> list[KnownConnection]:
+        """End and return the strangers that are too many."""
+        room = strangers_room(most=self._most, proven=self.proven)
+        ends = self._strangers.surplus(room, now=self._now())
+        self.ended += len(ends)
         for one in ends:
-            if one.name not in self._newly:
-                one.end()
-        self.strangers = len(strangers) - len(ends)
-        return 2 * self.strangers > room
+            one.end()
+        return ends
 
-    def _found(self, port: int, now: float, heard: set[Name]) -> dict[int, AcceptedConnection]:
-        """Return the open accepted connections by descriptor; known ones are the same object."""
-        found: dict[int, AcceptedConnection] = {}
-        for text in os.listdir(_DESCRIPTORS):  # noqa: PTH208  thousands, many times a second
-            descriptor = int(text)
-            with contextlib.suppress(OSError):  # it was closed meanwhile, or is a listener
-                status = os.fstat(descriptor)
-                if not stat.S_ISSOCK(status.st_mode):
-                    continue
-                one = self._open.get(descriptor)
-                if one is None or one.inode != status.st_ino:
-                    one = _accepted(descriptor, status.st_ino, port, now)
-                if one is not None:
-                    if one.name not in self._proven:
-                        one.look(heard=one.name in heard, now=now)
-                    found[descriptor] = one
-        return found
+    def _established(self, user: SocketUser) -> None:
+        if isinstance(user, ServedConnection) and isinstance(user.caller, KnownConnection):
+            self._strangers.advance(user.caller, Stage.ANSWERED)
+
+    def _closed(self, caller: KnownConnection) -> None:
+        caller.served = None  # which refers to the caller; this breaks the circle
+        self._strangers.leave(caller)
+        if caller.proven:
+            caller.proven = False
+            self.proven -= 1
 
 
-def _accepted(descriptor: int, inode: int, ours: int, now: float) -> AcceptedConnection | None:
-    """Return what this socket is, if it was accepted on our port.
+def server_limits(limits: ExchangeLimits) -> ServerLimits:
+    """Return the limits of one connection."""
+    return ServerLimits(
+        message_bytes=limits.message_bytes,
+        single_bytes=_SINGLE_BYTES,
+        unread_bytes=_UNREAD_BYTES,
+        greeting_seconds=_GREETING_SECONDS,
+        idle_seconds=_IDLE_SECONDS,
+        owners_pay_for_lines=False,  # the journal bounds them, and loses none of a proven agent
+        connection=ConnectionLimits(
+            # More than we accept, so that the last one is told why it is refused; an agent opens
+            # two.
+            concurrent_streams=min(limits.streams + 2, _STREAMS_A_CONNECTION),
+            frames_per_second=_FRAMES_A_SECOND,
+            frame_burst=_FRAMES_AT_ONCE,
+            stream_window=_WINDOW_BYTES,
+        ),
+    )
 
-    Raises:
-        OSError: it was closed meanwhile, or is a listener.
+
+def authority_budgets(limits: ExchangeLimits, most: int) -> Budgets:
+    """Return what each proven connection may use, and all strangers together.
+
+    Processor time is divided by turns alone: strangers have one turn in each round, and all that is
+    free, because after an outage every agent begins as a stranger. How many connections there are
+    is decided here and not by the budget.
     """
-    with _duplicate(descriptor) as one:
-        name = _name(one)
-        if name is None or one.getsockname()[1] != ours:
-            return None
-    owner = owner_of_address(ipaddress.ip_address(name[0]))
-    return AcceptedConnection(descriptor=descriptor, inode=inode, name=name, owner=owner, since=now)
-
-
-def _name(one: socket.socket) -> Name | None:
-    """Return the caller's address and port; None for a socket of another family.
-
-    Raises:
-        OSError: it is not connected.
-    """
-    if one.family not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    address, port = one.getpeername()[:2]
-    ip = plain_address(address)
-    return None if ip is None else (str(ip), port)
-
-
-@contextlib.contextmanager
-def _duplicate(descriptor: int) -> Iterator[socket.socket]:
-    """Make a descriptor of our own for the same connection."""
-    number = os.dup(descriptor)
-    try:
-        one = socket.socket(fileno=number)
-    except OSError:  # it is no longer a socket
-        os.close(number)
-        raise
-    with one:
-        yield one
-
-
-def _descriptors() -> int:
-    """Return how many descriptors are open; more than any bound if the kernel does not say."""
-    return os.stat(_DESCRIPTORS).st_size or 1 << 30  # noqa: PTH116  as above
+    streams = 4 * limits.unproven + _STREAMS_A_CONNECTION
+    strangers = Share(
+        connections=_UNBOUNDED,
+        streams=streams,
+        # Every stranger with half a frame, half a record and output that it does not read; all
+        # their streams; and messages that are read in turn, with the copies that this makes.
+        held_bytes=most * 128 * 1024
+        + streams * (_WINDOW_BYTES + 8 * 1024)
+        + 2 * limits.unproven_bytes
+        + 16 * _MIB,
+        processor=1.0,
+        processor_burst_seconds=1e9,
+        refusals_per_second=1e6,
+        refusal_burst=1e6,
+        lines_per_second=2.0,
+        line_burst=50.0,
+    )
+    agent = Share(
+        connections=_UNBOUNDED,
+        streams=_STREAMS_A_CONNECTION,
+        processor=1.0,
+        processor_burst_seconds=1e9,
+        refusals_per_second=1e6,
+        refusal_burst=1e6,
+    )
+    return Budgets(
+        agent,
+        strangers=strangers,
+        total=Total(
+            connections=_UNBOUNDED,
+            spared_connections=0,
+            held_bytes=_UNBOUNDED,
+            spared_bytes=0,
+            owners=2 * most + 64,
+        ),
+    )

@@ -53,7 +53,7 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
         """Return the state now.
 
         Raises:
-            grpc.aio.AbortError: NOT_FOUND: the service is not ours.
+            AbortedError: NOT_FOUND: the service is not ours.
         """
         if request.service not in _NAMES:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service here")
@@ -73,7 +73,7 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
         """Send the state now and whenever it changes.
 
         Raises:
-            grpc.aio.AbortError: UNIMPLEMENTED: too many clients watch.
+            AbortedError: UNIMPLEMENTED: too many clients watch; or this one does not read.
         """
         if self._watching >= self._limit:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "too many watch")
@@ -85,8 +85,7 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
                     await context.write(self._answer(request.service))
                 await changed.wait()
         except TimeoutError:
-            # As for exchanges, a status cannot be sent behind an answer that nobody reads.
-            raise asyncio.CancelledError("the state was not read in time") from None
+            context.cut()  # as for exchanges, a status cannot be sent behind what nobody reads
         finally:
             self._watching -= 1
 

@@ -105,7 +105,7 @@ class TimedContext:
     def __init__(
         self, inner: object, answered: Callable[[float], None], timer: Callable[[], float]
     ) -> None:
-        """Wrap ``inner``, gRPC's context."""
+        """Wrap ``inner``, the call."""
         self._inner = inner
         self._answered = answered
         self._timer = timer
@@ -115,13 +115,17 @@ class TimedContext:
         """Return an attribute of the wrapped context that is not timed."""
         return getattr(self._inner, name)
 
-    async def read(self) -> object:
+    def __aiter__(self) -> TimedContext:
+        """Iterate over the messages."""
+        return self
+
+    async def __anext__(self) -> object:
         """Return the next message, and start its time."""
-        message = await self._inner.read()  # type: ignore[attr-defined]  # gRPC's context
+        message = await self._inner.__anext__()  # type: ignore[attr-defined]  # the call
         self._arrived = self._timer()
         return message
 
     async def write(self, message: object) -> None:
         """Write the answer; its time ends before the caller has read it."""
         self._answered(self._timer() - self._arrived)
-        await self._inner.write(message)  # type: ignore[attr-defined]  # gRPC's context
+        await self._inner.write(message)  # type: ignore[attr-defined]  # the call

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 
 import grpc
 
@@ -22,13 +22,13 @@ from sds.ca.observe import TimedContext
 from sds.ca.registration import Accepted, AttestedPeer, RegistrationAuthority
 from sds.ca.unproven import Crowd, ReadingTurns, owner_of
 from sds.clock import stopwatch
-from sds.errors import RefusedError, SdsError
+from sds.errors import CallEndedError, RefusedError, SdsError
 from sds.exchange import wire
 from sds.faults import report
 from sds.outside import ends_one_thing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from sds.ca.proof import Prover
     from sds.clock import Clock
@@ -69,16 +69,36 @@ class ExchangeLimits:
     message_bytes: int = 4 * 1024 * 1024
 
 
+class _Caller(Protocol):
+    """The connection of a stream."""
+
+    def heard(self) -> None:
+        """Note that it said Hello."""
+        ...
+
+    def proved(self) -> None:
+        """Note that its evidence was accepted."""
+        ...
+
+
 class _Context(Protocol):
-    """The part of :class:`grpc.aio.ServicerContext` that we use."""
+    """The part of :class:`sds.transport.call.Call` that we use."""
 
     def peer(self) -> str: ...
 
-    async def read(self) -> Any: ...
+    def caller(self) -> _Caller: ...
 
-    async def write(self, message: Any) -> None: ...
+    def client_left(self) -> bool: ...
 
-    async def abort(self, code: grpc.StatusCode, details: str = "") -> Any: ...
+    async def arrived(self) -> None: ...
+
+    async def __anext__(self) -> bytes: ...
+
+    async def write(self, message: bytes) -> None: ...
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn: ...
+
+    def cut(self) -> NoReturn: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +111,7 @@ class _Stream:
     """
 
     peer: AttestedPeer
+    context: _Context
     owner: str
     nonces: StreamNonces
     timeout: asyncio.Timeout
@@ -123,16 +144,8 @@ class ExchangeService:
         nonces: NonceTable,
         clock: Clock,
         limits: ExchangeLimits,
-        heard: Callable[[str], None] = lambda _: None,
-        proved: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Args: who decides and signs, who proves us, the table of nonces, time and bounds.
-
-        ``heard`` is told the name of each peer that said Hello; ``proved`` is told the name of each
-        peer whose evidence was accepted.
-        """
-        self._heard = heard
-        self._proved = proved
+        """Args: who decides and signs, who proves us, the table of nonces, time and bounds."""
         self._registration = registration
         self._prover = prover
         self._nonces = nonces
@@ -159,6 +172,10 @@ class ExchangeService:
     async def exchange(self, _: Any, context: _Context) -> None:
         """Serve one stream, from its first message to its end."""
         if not self._make_room():
+            # A caller that has not written its message yet would only learn that this failed.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HELLO_LEASE):
+                    await context.arrived()
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"{self.streams} streams are open, and no more are accepted",
@@ -168,16 +185,14 @@ class ExchangeService:
             async with asyncio.timeout(self._limits.hello_seconds) as timeout:
                 name = context.peer()
                 stream = _Stream(
-                    AttestedPeer(name=name), owner_of(name), self._nonces.open(), timeout
+                    AttestedPeer(name=name), context, owner_of(name), self._nonces.open(), timeout
                 )
                 self._open.add(stream)
                 self._unproven.join(stream)
                 await self._converse(stream, context)
         except TimeoutError:
             if stream is not None and stream.writing:
-                # A status cannot be sent behind an answer that nobody reads. If a handler ends as
-                # cancelled, gRPC resets the stream at once.
-                raise asyncio.CancelledError("an answer was not read in time") from None
+                context.cut()  # a status cannot be sent behind an answer that nobody reads
             if not self._draining:
                 await context.abort(
                     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -200,9 +215,9 @@ class ExchangeService:
         while not self._draining:
             stream.waiting = True
             async with self._turn(stream):
-                data = await context.read()
+                data = await anext(cast("AsyncIterator[bytes]", context), None)
             stream.waiting = False
-            if data is grpc.aio.EOF:
+            if data is None:
                 return
             if self._exhausted(stream, len(data)):
                 await context.abort(
@@ -211,6 +226,8 @@ class ExchangeService:
                 )
             try:
                 answer = await self._answer_to(stream, data)
+            except CallEndedError:
+                raise
             except SdsError as error:
                 self._registration.refused(stream.peer, error)
                 if error.reason == "request_malformed":  # the stream does not get a second chance
@@ -265,7 +282,7 @@ class ExchangeService:
         return self._nonces.issue(stream.nonces, now=self._clock.now().monotonic)
 
     async def _hello(self, stream: _Stream, hello: ca_pb2.Hello) -> ca_pb2.ExchangeResponse:
-        self._heard(stream.peer.name)
+        stream.context.caller().heard()
         proof = await self._prover.prove(wire.nonce_from_wire(hello.nonce))
         stream.statement = proof.statement
         return wire.challenge_to_wire(
@@ -292,7 +309,10 @@ class ExchangeService:
     ) -> ca_pb2.ExchangeResponse:
         self._registration.check_size(request)  # check 1
         async with self._issuing:
-            await asyncio.sleep(0)  # the end of a caller that has gone comes before its work
+            # The end of a caller that has gone comes before its work.
+            await asyncio.sleep(0)
+            if stream.context.client_left():
+                raise CallEndedError("the caller has gone")
             self._spend_nonce(stream, request.nonce)
             accepted = self._registration.accept(request, stream.peer)
             self._proven(stream)
@@ -324,7 +344,7 @@ class ExchangeService:
 
     def _proven(self, stream: _Stream) -> None:
         """Let stream and connection stay, because evidence was accepted."""
-        self._proved(stream.peer.name)
+        stream.context.caller().proved()
         stream.proven = True
         if self._unproven.leave(stream):
             stream.timeout.reschedule(None)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -33,6 +32,7 @@ from sds.pki import (
     spki_sha256,
     supported_key,
 )
+from sds.transport.tls_socket import ServerTlsSettings, server_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,14 +60,14 @@ class ServerTls(Protocol):
     @property
     def not_after(self) -> datetime: ...
 
-    def server_credentials(self) -> grpc.ServerCredentials:
-        """Return the credentials of the server side."""
+    def settings(self) -> ServerTlsSettings:
+        """Return the settings of the server side for a new connection."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsIdentity:
-    """A certificate and its key, as gRPC takes them.
+    """A certificate and its key.
 
     Attributes:
         certificate_pem: the chain, leaf first.
@@ -80,14 +80,22 @@ class TlsIdentity:
     key_pem: bytes = field(repr=False)
     key_digest: bytes
     not_after: datetime
+    _made: list[ServerTlsSettings] = field(
+        default_factory=list, repr=False, compare=False, init=False
+    )
+    """The settings, once they were asked for."""
 
-    def server_credentials(self) -> grpc.ServerCredentials:
-        """Return the credentials of the server; agents prove themselves by evidence."""
-        return grpc.ssl_server_credentials([(self.key_pem, self.certificate_pem)])
+    def settings(self) -> ServerTlsSettings:
+        """Return the settings of the server side; agents prove themselves by evidence.
 
-    def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """Return what gRPC needs for one handshake."""
-        return grpc.ssl_server_certificate_configuration([(self.key_pem, self.certificate_pem)])
+        Raises:
+            ConfigurationError: OpenSSL does not accept the certificate or the key.
+        """
+        if not self._made:
+            self._made.append(
+                server_settings(certificate_pem=self.certificate_pem, key_pem=self.key_pem)
+            )
+        return self._made[0]
 
 
 def self_signed_tls(*, now: datetime, server_names: Sequence[str] = ()) -> TlsIdentity:
@@ -165,7 +173,7 @@ def tls_from_files(certificate: Path, key: Path, *, now: datetime) -> TlsIdentit
         )
     if isinstance(private, ed25519.Ed25519PrivateKey):
         raise ConfigurationError(
-            f"tls.key: {key} is an Ed25519 key, which gRPC's TLS does not offer to any client",
+            f"tls.key: {key} is an Ed25519 key, which no client of gRPC's TLS accepts",
             advice="use a key on P-256 or P-384, or an RSA key",
         )
     if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
@@ -174,9 +182,17 @@ def tls_from_files(certificate: Path, key: Path, *, now: datetime) -> TlsIdentit
             f"{leaf.not_valid_after_utc:{_ISO}}, not now",
             advice="renew it, or leave tls.certificate and tls.key out: the evidence then vouches",
         )
-    return TlsIdentity(
+    identity = TlsIdentity(
         certificate_pem=certificate_pem(chain),
-        key_pem=private_key_pem(private),  # gRPC reads fewer forms of PEM than we do
+        key_pem=private_key_pem(private),  # OpenSSL reads fewer forms of PEM than we do
         key_digest=spki_sha256(public),
         not_after=leaf.not_valid_after_utc,
     )
+    try:
+        identity.settings()
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"tls.certificate: {certificate}: {error.message}",
+            advice="check every certificate of the chain: OpenSSL refuses weak ones",
+        ) from error
+    return identity

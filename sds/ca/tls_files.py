@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, cast
-
-import grpc
+from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.ca.tls import TlsIdentity, tls_from_files
@@ -20,11 +18,11 @@ from sds.errors import ConfigurationError
 from sds.settings.watching import follow_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import datetime
     from pathlib import Path
 
     from sds.clock import Clock
+    from sds.transport.tls_socket import ServerTlsSettings
 
 _LOGGER = logging.getLogger(__name__)
 _ANSWER_SECONDS: Final = 30.0
@@ -47,8 +45,6 @@ class FollowedTls:
         self._key = key
         self._clock = clock
         self._current = self._read()
-        self._served = self._current
-        """The identity that gRPC was given last."""
         self._asked = asyncio.Event()
         self._said = ""
 
@@ -60,11 +56,9 @@ class FollowedTls:
     def not_after(self) -> datetime:
         return self._current.not_after
 
-    def server_credentials(self) -> grpc.ServerCredentials:
-        """Return the credentials of the server; each handshake asks for the current identity."""
-        # gRPC's documentation allows None, but its types do not.
-        news = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._news)
-        return grpc.dynamic_ssl_server_credentials(self._current.configuration(), news)
+    def settings(self) -> ServerTlsSettings:
+        """Return the settings of the server side, by the files as they were read last."""
+        return self._current.settings()
 
     def ask(self) -> None:
         """Read again at once (SIGHUP)."""
@@ -108,11 +102,3 @@ class FollowedTls:
 
     def _read(self) -> TlsIdentity:
         return tls_from_files(self._certificate, self._key, now=self._clock.now().wall)
-
-    def _news(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return the new identity, None if it did not change; gRPC's threads call this."""
-        current = self._current
-        if current is self._served:
-            return None
-        self._served = current
-        return current.configuration()

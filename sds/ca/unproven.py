@@ -1,8 +1,8 @@
 """Streams of callers that have proven nothing: how many there may be, and which is read next.
 
-Owns how much of the authority such callers may use. No setting of gRPC bounds the memory of
-half-received messages across streams, so the bound is here: gRPC keeps only its look-ahead for a
-stream that nobody reads, and :class:`ReadingTurns` reads few streams at a time. Invariants: at most
+Owns how much of the authority such callers may use. The memory of half-received messages is
+bounded across streams: the transport keeps only the small window of a stream that nobody reads, and
+:class:`ReadingTurns` reads few streams at a time. Invariants: at most
 ``limit`` members are in a :class:`Crowd` and at most ``slots`` of them are read; if there is no
 room, the owner (an IP address) that has the most gives way first; no member keeps a turn for longer
 than its lease while another one waits.

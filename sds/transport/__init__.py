@@ -1,4 +1,4 @@
-"""gRPC over HTTP/2 on Unix sockets, for the sockets that Envoys connect to.
+"""gRPC over HTTP/2, for the sockets that Envoys connect to and for the authority's port.
 
 ``grpc.aio`` does not tell which process is at the other end of a Unix socket and takes no accepted
 descriptor. For a crowd of Envoys it costs three times the processor time and ten times the memory
@@ -26,6 +26,10 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``readiness``         which sockets have input
 ``connected_socket``  one socket: its descriptor and its unsent output
 ``endpoint``          what a connection needs of its socket
+``tls_socket``        one socket with TLS
+``tls_records``       how many TLS records one look may have
+``hello_bound``       how much a client may send before its TLS handshake is over
+``client_hello``      which group of the key exchange a client offers
 ``accepting``         a listening socket
 ``served``            one connection that is served
 ``server``            handlers, sockets, the end

@@ -1,6 +1,6 @@
 """What a served connection needs of its socket, and how a server makes such endpoints.
 
-Owns the ports, and the endpoints without TLS.
+Owns the ports, and the endpoints without TLS; :mod:`sds.transport.tls_socket` has those with TLS.
 Invariant: an endpoint reads a bounded amount when it is asked to, and keeps output in its order.
 """
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from sds.authority import root_file
@@ -257,6 +257,14 @@ def pair(key: Any) -> TlsIdentity:
 def test_a_key_with_which_no_client_can_talk_ends_the_start(tmp_path: Path) -> None:
     write(tmp_path, pair(ed25519.Ed25519PrivateKey.generate()))
     with pytest.raises(ConfigurationError, match=r"tls\.key: .* is an Ed25519 key"):
+        followed(tmp_path)
+
+
+def test_a_chain_that_openssl_refuses_ends_the_start(tmp_path: Path) -> None:
+    identity, weak = tls(), pair(rsa.generate_private_key(65537, 1024))
+    write(tmp_path, identity)
+    (tmp_path / "tls.crt").write_bytes(identity.certificate_pem + weak.certificate_pem)
+    with pytest.raises(ConfigurationError, match=r"tls\.certificate: .* OpenSSL does not accept"):
         followed(tmp_path)
 
 

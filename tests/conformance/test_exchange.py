@@ -34,6 +34,7 @@ from tests.support.authority import (
     verifier_of,
     wish,
 )
+from tests.support.raw_exchange import grpc_credentials
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ async def test_a_server_that_speaks_something_else_is_an_error_of_ours() -> None
     world = World()
     server = grpc.aio.server()
     tls = self_signed_tls(now=SystemClock().now().wall)
-    port = server.add_secure_port("127.0.0.1:0", tls.server_credentials())
+    port = server.add_secure_port("127.0.0.1:0", grpc_credentials(tls))
     await server.start()
     try:
         async with world.client(port) as client:

@@ -97,6 +97,11 @@ async def request(
     )
 
 
+def grpc_credentials(tls: TlsIdentity) -> grpc.ServerCredentials:
+    """TLS of gRPC's own server."""
+    return grpc.ssl_server_credentials([(tls.key_pem, tls.certificate_pem)])
+
+
 @contextlib.asynccontextmanager
 async def raw_channel(port: int) -> AsyncIterator[Callable[[], RawStream]]:
     """Opens streams on one connection."""
@@ -144,7 +149,7 @@ class Middle:
                 ),
             )
         )
-        port = server.add_secure_port("127.0.0.1:0", self.tls.server_credentials())
+        port = server.add_secure_port("127.0.0.1:0", grpc_credentials(self.tls))
         await server.start()
         try:
             yield port

@@ -72,7 +72,6 @@ BOUNDARIES = {
     "sds/authority/root_file.py:RootFile.current": AWAITED,
     "sds/backoff.py:sleep_unless": AWAITED,
     "sds/ca/unproven.py:ReadingTurns._review": LOOP,
-    "sds/ca/app.py:_server": CALL,
     "sds/ca/run.py:_serve": END,
     "sds/ca/run.py:_ended_by_signals": LOOP,
     "sds/commands/agent.py:_until_stopped": END,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sds.ca.app import _server
-from sds.ca.capacity import between_looks, connections
+from sds.ca.capacity import connections
+from sds.ca.connections import authority_budgets, server_limits
 from sds.ca.server import ExchangeLimits
 from sds.operations.places import most_connections
 from sds.settings.fields import MOST
@@ -17,12 +17,12 @@ MIB = 1024 * 1024
     ("memory", "descriptors", "listeners", "expected"),
     [
         (None, 1_000_000, 3, 10_064),
-        (256 * MIB, 1_000_000, 3, 768),
+        (256 * MIB, 1_000_000, 3, 731),
         (64 * MIB, 1_000_000, 0, 256),
-        (512 * MIB, 1_000_000, 0, 4864),
+        (512 * MIB, 1_000_000, 0, 5412),
         (8192 * MIB, 1_000_000, 0, 10_064),
-        (None, 1024, 0, 448),
-        (None, 1024, 3, 250),
+        (None, 1024, 0, 896),
+        (None, 1024, 3, 500),
         (None, 100, 3, 1),
     ],
 )
@@ -35,11 +35,13 @@ def test_memory_and_descriptors_bound_connections(
 
 @pytest.mark.parametrize("descriptors", [1024, 4096, 65_536])
 def test_full_listeners_leave_descriptors_for_files(descriptors: int) -> None:
-    """Connections, those between two looks, and three small listeners that somebody filled."""
+    """Connections, and three small listeners that somebody filled."""
     most = connections(streams=100_000, memory=None, descriptors=descriptors, listeners=3)
-    full = most + between_looks(most) + 3 * most_connections(descriptors)
+    full = most + 3 * most_connections(descriptors)
     assert descriptors - full >= 128
 
 
-async def test_as_many_as_the_configuration_allows_can_be_given_to_grpc() -> None:
-    _server(ExchangeLimits(streams=MOST, message_bytes=MOST), MOST)
+def test_limits_can_be_as_large_as_the_configuration_allows() -> None:
+    limits = ExchangeLimits(streams=MOST, unproven=MOST, unproven_bytes=MOST, message_bytes=MOST)
+    assert server_limits(limits).connection.concurrent_streams == 256
+    assert authority_budgets(limits, MOST).strangers.share.held_bytes > MOST

@@ -1,152 +1,292 @@
-"""Which connections of strangers give way."""
+"""Which connections of strangers give way, and what is known of each connection."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import select
+import random
 import socket
-from pathlib import Path
-from typing import TYPE_CHECKING
+import ssl
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sds.ca import connections as module
-from sds.ca.connections import AcceptedConnection, Connections, Stage, surplus
-from sds.ca.unproven import address_and_port
-from tests.support.clock import FakeClock
+from sds.ca.connections import Connections, authority_budgets, strangers_room
+from sds.ca.listening import open_listeners, peer_name
+from sds.ca.server import ExchangeLimits
+from sds.ca.strangers import YOUNG_SECONDS, Stage, Strangers
+from sds.ca.tls import self_signed_tls
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError
 from tests.support.cost import assert_linear
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+
+    from sds.ca.connections import KnownConnection
+    from sds.transport.budget import Owner
+
+NOW = 100.0
 
 
-def connected(
-    number: int, address: str = "192.0.2.1", *, stage: Stage = Stage.SILENT
-) -> AcceptedConnection:
-    return AcceptedConnection(
-        descriptor=number,
-        inode=number,
-        name=(address, 40_000 + number),
-        owner=address,
-        since=float(number),
-        stage=stage,
-    )
+def crowd(
+    *connections: tuple[int, str], stage: Stage = Stage.SILENT, among: Any = None
+) -> Strangers[int]:
+    """Connections by number and address, which came one after the other."""
+    strangers: Strangers[int] = among if among is not None else Strangers()
+    for number, owner in connections:
+        strangers.join(number, owner, now=NOW)
+        strangers.advance(number, stage)
+    return strangers
 
 
-def ends(connections: list[AcceptedConnection], room: int) -> list[int]:
-    return [one.descriptor for one in surplus(connections, room=room)]
+def of_one(*numbers: int, address: str = "192.0.2.1") -> list[tuple[int, str]]:
+    return [(number, address) for number in numbers]
 
 
 def test_nobody_ends_while_there_is_room() -> None:
-    assert ends([connected(number) for number in range(4)], 4) == []
-    assert ends([], 0) == []
+    assert crowd(*of_one(*range(4))).surplus(4, now=NOW) == []
+    assert Strangers[int]().surplus(0, now=NOW) == []
 
 
 def test_the_address_with_the_most_gives_way() -> None:
-    crowd = [connected(number) for number in range(8)]
-    assert ends([connected(99, "192.0.2.2"), *crowd], 4) == [0, 1, 2, 3, 4]
-    both = [connected(number, f"192.0.2.{number % 2}") for number in range(8)]
-    assert sorted(ends(both, 4)) == [0, 1, 2, 3]
+    strangers = crowd((99, "192.0.2.2"), *of_one(*range(8)))
+    assert strangers.surplus(4, now=NOW) == [0, 1, 2, 3, 4]
+    assert len(strangers) == 4
+    both = crowd(*((number, f"192.0.2.{number % 2}") for number in range(8)))
+    assert sorted(both.surplus(4, now=NOW)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("flood", Stage)
 @pytest.mark.parametrize("stage", Stage)
 def test_a_flood_at_one_stage_drives_out_nobody_at_another(flood: Stage, stage: Stage) -> None:
-    crowd = [connected(number, stage=flood) for number in range(100, 400)]
-    honest = connected(1, stage=stage)
-    if stage is not flood:
-        assert 1 not in ends([honest, *crowd], 8)
-    newest = connected(999, stage=stage)
-    assert 999 not in ends([newest, *crowd], 8)
+    strangers = crowd((1, "192.0.2.1"), stage=stage)
+    crowd(*of_one(*range(100, 400)), stage=flood, among=strangers)
+    crowd((999, "192.0.2.1"), stage=stage, among=strangers)
+    ends = strangers.surplus(8, now=NOW)
+    assert 999 not in ends
+    assert (1 in ends) is (stage is flood)
+
+
+def test_who_proves_nothing_is_late_and_makes_no_progress_after_that() -> None:
+    strangers = crowd(*of_one(1, 2))
+    assert strangers.surplus(2, now=NOW + YOUNG_SECONDS) == []
+    strangers.advance(1, Stage.HEARD)
+    crowd((3, "192.0.2.1"), stage=Stage.HEARD, among=strangers)
+    assert strangers.surplus(2, now=NOW + YOUNG_SECONDS) == [1]
+    assert not strangers.leave(1)
+    strangers.advance(1, Stage.HEARD)  # it is over
+    assert len(strangers) == 2
+
+
+def test_any_order_of_changes_leaves_the_table_consistent() -> None:
+    """Against the same decision made slowly, from a list."""
+    chosen = random.Random(5)
+    strangers: Strangers[int] = Strangers()
+    there: dict[int, tuple[str, Stage]] = {}
+    for number in range(4_000):
+        there.pop(number, None)
+        address = f"192.0.2.{chosen.randrange(6)}"
+        strangers.join(number, address, now=NOW)
+        there[number] = (address, Stage.SILENT)
+        one = chosen.choice([*there])
+        if chosen.random() < 0.4:
+            assert strangers.leave(one)
+            del there[one]
+        elif (stage := chosen.choice([*Stage])) > there[one][1]:
+            strangers.advance(one, stage)
+            there[one] = (there.pop(one)[0], stage)
+        sizes: dict[tuple[str, Stage], int] = {}
+        for group in there.values():
+            sizes[group] = sizes.get(group, 0) + 1
+        for gone in strangers.surplus(40, now=NOW):
+            group = there[gone]
+            assert sizes[group] == max(sizes.values())
+            assert gone == next(other for other in there if there[other] == group)
+            sizes[group] -= 1
+            del there[gone]
+        assert len(strangers) == len(there) <= 40
 
 
 def test_many_addresses_cost_in_proportion() -> None:
     def work(count: int) -> Callable[[], object]:
-        crowd = [connected(number, f"2001:db8::{number:x}") for number in range(count)]
-        return lambda: surplus(crowd, room=count // 4)
+        def decide() -> None:
+            strangers = crowd(*((number, f"2001:db8::{number:x}") for number in range(count)))
+            assert len(strangers.surplus(count // 4, now=NOW)) == count - count // 4
+
+        return decide
 
     assert_linear(work, 400)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
-def test_what_is_looked_at_and_ended_is_the_connection_itself(host: str) -> None:
-    """Real sockets, of both families; every other descriptor is left alone."""
-    family = socket.AF_INET if host == "127.0.0.1" else socket.AF_INET6
-    with socket.socket(family) as listener:
-        if host.startswith("::ffff"):
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind(("::" if host.startswith("::ffff") else host, 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        with socket.socket(family) as client:
-            client.connect((host, port))
-            accepted, _ = listener.accept()
-            with accepted:
-                guard = Connections(most=8, clock=FakeClock())
-                assert not guard.look(port, set())
-                (one,) = guard._open.values()
-                assert one.descriptor == accepted.fileno()
-                assert one.name == (host.removeprefix("::ffff:"), client.getsockname()[1])
-                assert next(iter(guard._open.values())).stage is Stage.SILENT
-                accepted.send(b"xy")
-                assert client.recv(2) == b"xy"
-                guard.look(port, set())
-                assert list(guard._open.values()) == [one]  # the same object
-                assert one.stage == Stage.ANSWERED
-                one.end()
-                assert client.recv(1) == b""
-                assert accepted.fileno() != -1
-        # Another connection under the same number is not the one that was meant.
-        ours, theirs = socket.socketpair()
-        with ours, theirs, Path("/dev/null").open() as file:
-            open_now = len(list(Path("/proc/self/fd").iterdir()))
-            for number in (ours.fileno(), file.fileno(), 1 << 20):
-                one.descriptor = number
-                one.end()
-            assert len(list(Path("/proc/self/fd").iterdir())) == open_now
-            theirs.send(b"x")
-            assert ours.recv(1) == b"x"
-    assert module._descriptors() > 3
+@pytest.mark.parametrize(
+    ("most", "proven", "room"),
+    [(20, 0, 10), (20, 10, 10), (20, 15, 5), (20, 20, 0), (20, 25, 0), (1, 0, 1), (1, 1, 0)],
+)
+def test_agents_take_the_room_of_strangers(most: int, proven: int, room: int) -> None:
+    assert strangers_room(most=most, proven=proven) == room
 
 
-def test_a_connection_on_which_evidence_held_stays() -> None:
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        port = listener.getsockname()[1]
-        guard = Connections(most=4, clock=FakeClock())
-
-        def pair() -> socket.socket:
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            stack.enter_context(listener.accept()[0])
-            return client
-
-        agents = [pair() for _ in range(5)]
-        names = [f"ipv4:127.0.0.1:{agent.getsockname()[1]}" for agent in agents]
-        guard.look(port, {name for text in names if (name := address_and_port(text))})
-        strangers = [pair() for _ in range(3)]
-        late = pair()
-        guard.prove(f"ipv4:127.0.0.1:{late.getsockname()[1]}")  # while the look is on its way
-        guard.look(port, set())
-        ended = select.select([*agents, *strangers, late], [], [], 0)[0]
-        assert set(ended) <= set(strangers)
-        assert len(ended) >= 2
+# --- real sockets -------------------------------------------------------------------------------
 
 
-async def test_who_proved_itself_is_not_forgotten_by_a_look_that_fails(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Looking needs descriptors, and a flood may leave none for a moment."""
-    looked: list[set[tuple[str, int]]] = []
+def connections(most: int) -> Connections:
+    tls = self_signed_tls(now=SystemClock().now().wall)
+    return Connections(
+        most=most,
+        limits=ExchangeLimits(),
+        tls=tls.settings,
+        now=lambda: SystemClock().now().monotonic,
+    )
 
-    class Failing(Connections):
-        def look(self, port: int, proven: set[tuple[str, int]]) -> bool:
-            del port
-            looked.append(set(proven))
-            raise OSError(24, "Too many open files")
 
-    connections = Failing(most=2, clock=FakeClock())
-    connections.prove("ipv4:192.0.2.1:4711")
-    for _ in range(2):
-        with pytest.raises(OSError, match="Too many open files"):
-            await connections.run(1)
-    assert looked == [{("192.0.2.1", 4711)}] * 2
+def context() -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.check_hostname = False
+    made.verify_mode = ssl.CERT_NONE
+    made.set_alpn_protocols(["h2"])
+    return made
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    most: int, listen: str = "127.0.0.1:0"
+) -> AsyncIterator[tuple[Connections, int]]:
+    one = connections(most)
+    listeners = await open_listeners(listen)
+    port = listeners[0].getsockname()[1]
+    one.listen(listeners)
+    try:
+        yield one, port
+    finally:
+        await one.server.stop(0)
+
+
+async def test_only_the_connection_itself_is_proven_and_it_stays() -> None:
+    """Many agents may have one address."""
+    async with listening(4) as (known, port):
+        callers: list[KnownConnection] = []
+        made = known.server.connection
+
+        def note(**about: Any) -> Any:
+            callers.append(about["caller"])
+            return made(**about)
+
+        known.server.connection = note  # type: ignore[method-assign]
+        agents = []
+        for _ in range(2):
+            agents.append(await asyncio.open_connection("127.0.0.1", port, ssl=context()))
+            await until(lambda: known.strangers == 1)
+            callers[-1].heard()
+            callers[-1].proved()
+            callers[-1].proved()
+        assert (known.proven, known.strangers) == (2, 0)
+        strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
+        await until(lambda: known.ended == 2)
+        assert (known.proven, known.strangers) == (2, 2)
+        for reader, _ in strangers[:2]:  # the oldest
+            assert await reader.read() == b""
+        assert callers[0].served is not None
+        assert callers[0].served.owner.recognised
+        assert callers[-1].served is not None
+        assert not callers[-1].served.owner.recognised
+        for _, writer in [*agents, *strangers]:
+            writer.transport.abort()
+        await until(lambda: (known.proven, known.strangers) == (0, 0))
+        assert [one.served for one in callers] == [None] * len(callers)
+
+
+async def test_where_agents_have_every_place_nobody_else_gets_one() -> None:
+    async with listening(1) as (known, port):
+        known.proven = 1
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.read() == b""
+        writer.close()
+        assert (known.strangers, known.ended) == (0, 1)
+        known.proven = 0
+
+
+async def test_turns_and_budgets_of_agents_are_apart_from_strangers() -> None:
+    limits = ExchangeLimits()
+    budgets = authority_budgets(limits, 100)
+    one, two = budgets.owner("connection 1"), budgets.owner("connection 2")
+    assert one.account is two.account is budgets.strangers
+    one.recognise()
+    assert one.account is not budgets.strangers
+    # Whatever strangers used, they get what is free: a fleet that comes back is of strangers.
+    for second in range(3_600):
+        budgets.strangers.processor.use(1.0, second)
+        assert budgets.strangers.processor.rest_seconds(second) == 0
+    for _ in range(10_000):
+        two.refused(0.0)
+    # The log lines of connections that break off are bounded for all strangers together.
+    assert sum(two.may_log(0.0) for _ in range(1_000)) < 60
+
+
+async def test_every_agent_has_an_account_however_many_come_and_go() -> None:
+    most = 20
+    budgets = authority_budgets(ExchangeLimits(), most)
+
+    def gone() -> None:
+        raise AssertionError
+
+    here: list[Owner] = []
+    for number in range(1_000):
+        owner = budgets.owner(f"connection {number}")
+        owner.connect(gone, float(number))
+        owner.recognise()
+        assert owner.recognised, number
+        here.append(owner)
+        if len(here) == most:
+            here.pop(0).disconnect(gone)
+    assert len(budgets.owners) <= 2 * most + 64
+
+
+# --- listening ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "localhost:0", "127.0.0.1:0"])
+async def test_listening(listen: str) -> None:
+    async with listening(9, listen) as (known, port):
+        hosts = ["127.0.0.1"]
+        if listen.startswith(("0", "[")) and socket.has_dualstack_ipv6():
+            hosts.append("::1")
+        for host in hosts:
+            with socket.create_connection((host, port)):
+                await until(lambda: known.strangers == 1)
+                (*_, served) = known.server._connections
+                assert served.peer.startswith(
+                    "ipv4:127.0.0.1:" if "." in host else "ipv6:%5B::1%5D:"
+                )
+                raw = served._endpoint._raw._socket  # type: ignore[union-attr]
+                for option, value in ((socket.TCP_NODELAY, 1), (socket.TCP_USER_TIMEOUT, 80_000)):
+                    assert raw.getsockopt(socket.IPPROTO_TCP, option) == value
+                assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            await until(lambda: known.strangers == 0)
+        with pytest.raises(ConfigurationError, match="cannot listen on"):
+            await open_listeners(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("listen", ["192.0.2.1:0", "no-such-name.invalid:0"])
+async def test_an_address_of_another_machine(listen: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot listen on"):
+        await open_listeners(listen)
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        (("192.0.2.1", 4711), "ipv4:192.0.2.1:4711"),
+        (("::ffff:192.0.2.1", 4711, 0, 0), "ipv4:192.0.2.1:4711"),
+        (("2001:db8::1", 4711, 0, 0), "ipv6:%5B2001:db8::1%5D:4711"),
+        (("fe80::1%2", 4711, 0, 2), "ipv6:%5Bfe80::1%5D:4711"),
+    ],
+)
+def test_peers_have_the_names_that_grpc_gives_them(address: Any, name: str) -> None:
+    assert peer_name(address) == name
