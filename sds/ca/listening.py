@@ -12,6 +12,7 @@ listening one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +30,8 @@ _BACKLOG: Final = 4_096
 _QUIET_SECONDS: Final = 60
 _PROBE_SECONDS: Final = 5
 _PROBES: Final = 4
+_TRIES: Final = 20
+_NOT_OURS: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 _OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -47,29 +50,65 @@ _OPTIONS: Final = (
 async def open_listeners(listen: str) -> list[socket.socket]:
     """Bind and listen on every address of ``host:port``; port 0 takes a free one for all.
 
+    An address that this machine does not have is left out, as long as it has another one of the
+    name's (``localhost`` on a machine without IPv6).
+
     Raises:
-        ConfigurationError: none of the addresses can be listened on.
+        ConfigurationError: none of the addresses is this machine's, or one cannot be listened on.
     """
     host, port = host_and_port(listen) or ("", 0)
-    opened: list[socket.socket] = []
-    failure: OSError | None = None
     try:
-        for family, address in await _addresses(host):
+        addresses = await _addresses(host)
+        return _all_bound(addresses, port) if port else _bound_to_a_free_port(addresses)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the authority cannot listen on {listen!r}"
+            + (f": {error.strerror}" if error.strerror else ""),
+            advice="check that the address is this machine's and that the port is free",
+        ) from error
+
+
+def _bound_to_a_free_port(
+    addresses: Sequence[tuple[socket.AddressFamily, str]],
+) -> list[socket.socket]:
+    """Do what :func:`_all_bound` does; a port that is free at one address may be taken at another.
+
+    Raises:
+        OSError: as there.
+    """
+    for _ in range(_TRIES):
+        try:
+            return _all_bound(addresses, 0)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    return _all_bound(addresses, 0)
+
+
+def _all_bound(
+    addresses: Sequence[tuple[socket.AddressFamily, str]], port: int
+) -> list[socket.socket]:
+    """Return sockets that listen on one port, at each of these addresses that is this machine's.
+
+    Raises:
+        OSError: one cannot be listened on, or none is this machine's; no socket is left open.
+    """
+    opened: list[socket.socket] = []
+    missing: OSError | None = None
+    with contextlib.ExitStack() as stack:
+        for family, address in addresses:
             try:
-                opened.append(_bound(family, address, port))
+                opened.append(stack.enter_context(_bound(family, address, port)))
             except OSError as error:
-                failure = error
-                continue
-            port = opened[0].getsockname()[1]
-    except OSError as error:  # the name has no address
-        failure = error
-    if opened:
-        return opened
-    raise ConfigurationError(
-        f"the authority cannot listen on {listen!r}"
-        + (f": {failure.strerror}" if failure is not None and failure.strerror else ""),
-        advice="check that the address is this machine's and that the port is free",
-    ) from failure
+                if error.errno not in _NOT_OURS:
+                    raise
+                missing = error
+            else:
+                port = opened[0].getsockname()[1]
+        if missing is not None and not opened:
+            raise missing
+        stack.pop_all()
+    return opened
 
 
 async def _addresses(host: str) -> Sequence[tuple[socket.AddressFamily, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import random
 import socket
 import ssl
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sds.ca import listening as listening_module
 from sds.ca.connections import Connections, authority_budgets, strangers_room
 from sds.ca.listening import open_listeners, peer_name
 from sds.ca.server import ExchangeLimits
@@ -271,6 +273,45 @@ async def test_listening(listen: str) -> None:
             await until(lambda: known.strangers == 0)
         with pytest.raises(ConfigurationError, match="cannot listen on"):
             await open_listeners(f"127.0.0.1:{port}")
+
+
+@pytest.fixture
+def two_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name has two addresses of this machine, and one of another."""
+
+    async def addresses(_host: str) -> list[tuple[socket.AddressFamily, str]]:
+        return [(socket.AF_INET, f"{net}.1") for net in ("127.0.0", "192.0.2", "127.0.1")]
+
+    monkeypatch.setattr(listening_module, "_addresses", addresses)
+
+
+@pytest.mark.usefixtures("two_addresses")
+async def test_every_address_of_a_name_is_listened_on_or_none() -> None:
+    """An address that somebody else has would lead agents to him."""
+    with contextlib.ExitStack() as stack:
+        here, there = [stack.enter_context(one) for one in await open_listeners("name:0")]
+        assert here.getsockname()[1] == there.getsockname()[1]
+        port = here.getsockname()[1]
+        here.close()
+        with pytest.raises(ConfigurationError, match=r"cannot listen on .* already in use"):
+            await open_listeners(f"name:{port}")
+        socket.create_server(("127.0.0.1", port)).close()  # nothing of it was left open
+
+
+@pytest.mark.usefixtures("two_addresses")
+async def test_a_free_port_is_free_at_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound, taken = listening_module._bound, [0]
+
+    def sometimes(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+        if address == "127.0.1.1" and taken[0] < 3:
+            taken[0] += 1
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        return bound(family, address, port)
+
+    monkeypatch.setattr(listening_module, "_bound", sometimes)
+    for one in await open_listeners("name:0"):
+        one.close()
+    assert taken == [3]
 
 
 @pytest.mark.parametrize("listen", ["192.0.2.1:0", "no-such-name.invalid:0"])
