@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sds import errors
 from sds.attestation.evidence import Evidence, EvidenceKind, item_digest
-from sds.ca.proof import Prover
+from sds.ca.proof import Proof, Prover
 from sds.exchange.challenge import (
     AuthorityStatement,
     NonceTable,
@@ -212,5 +212,41 @@ async def test_callers_that_leave_while_no_evidence_comes_take_no_memory() -> No
     answer.set()
     assert (await first).covered == (b"first",)
     assert (await stays).covered == (b"stays",)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def hellos(prover: Prover, count: int) -> list[asyncio.Task[Proof]]:
+    """One in each turn of the loop, as the authority's port gives turns to strangers."""
+    callers = []
+    for number in range(count):
+        callers.append(asyncio.create_task(prover.prove(eight(number))))
+        await asyncio.sleep(0)
+    return callers
+
+
+async def test_hellos_of_several_turns_share_a_report_and_none_waits_for_many_turns() -> None:
+    covered: list[int] = []
+
+    class Instant:
+        async def attest(self, _data: object) -> Evidence:
+            return Evidence(kind=EvidenceKind.SEV_SNP, report=b"r")
+
+    prover = Prover(Instant(), lambda: STATEMENT)
+    running = asyncio.create_task(prover.run())
+    proofs = await asyncio.gather(*await hellos(prover, 200))
+    covered = [len(proof.covered) for proof in proofs]
+    assert max(covered) <= 12  # the crowd never ends, and each is answered within some turns
+    assert prover.reports <= 50
+    # All of them leave while the report is put off: none is made.
+    before = prover.reports
+    leaving = [asyncio.create_task(prover.prove(b"leaves")) for _ in range(3)]
+    for _ in range(2):
+        await asyncio.sleep(0)
+    for caller in leaving:
+        caller.cancel()
+    await asyncio.gather(*leaving, return_exceptions=True)
+    assert prover.reports == before
+    assert (await prover.prove(b"stays")).covered == (b"stays",)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
