@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from sds import threads
 from sds.ca.tls import TlsIdentity, tls_from_files
 from sds.errors import ConfigurationError
+from sds.problems import Problems
 from sds.settings.watching import follow_folders
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class FollowedTls:
         self._clock = clock
         self._current = self._read()
         self._asked = asyncio.Event()
-        self._said = ""
+        self._problems = Problems()
 
     @property
     def key_digest(self) -> bytes:
@@ -62,7 +63,7 @@ class FollowedTls:
 
     def ask(self) -> None:
         """Read again at once (SIGHUP)."""
-        self._said = ""
+        self._problems.forget()
         self._asked.set()
 
     async def follow(self) -> None:
@@ -81,7 +82,7 @@ class FollowedTls:
         except TimeoutError:
             self._say(ConfigurationError(f"{self._certificate} or its key does not answer"))
             return
-        self._said = ""
+        self._problems.over()
         if found != self._current:
             self._current = found
             _LOGGER.info(
@@ -90,8 +91,7 @@ class FollowedTls:
             )
 
     def _say(self, error: ConfigurationError) -> None:
-        if str(error) != self._said:
-            self._said = str(error)
+        if self._problems.is_news(error):
             _LOGGER.error(
                 "the TLS certificate cannot be used, the one that was read before stays in force "
                 "until %s: %s",
