@@ -14,35 +14,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 GROUPS: Final = {0x001D: "X25519", 0x0017: "prime256v1", 0x0018: "secp384r1"}
 """The groups that a client may have, as OpenSSL names them, the cheapest first. gRPC's servers
 accept the same."""
-_DEFAULT: Final = "prime256v1"
+DEFAULT: Final = "prime256v1"
+"""For a client of which nothing else is known; every OpenSSL has it."""
 _MESSAGE_HEAD: Final = 4
 _VERSION_AND_RANDOM: Final = 34
 _SUPPORTED_GROUPS: Final = 10
 _KEY_SHARE: Final = 51
 
 
-def group_for(hello: bytes | bytearray) -> str:
+def group_for(hello: bytes | bytearray, groups: Collection[str] = tuple(GROUPS.values())) -> str:
     """Return the group for a client: one with which it began, or else one that it supports.
 
     Args:
         hello: its ClientHello, with the head of the message.
+        groups: those to choose from; :data:`DEFAULT` is always one of them.
     """
     try:
         found = dict(_extensions(memoryview(hello)))
         shared = set(_shares(found.get(_KEY_SHARE, memoryview(b""))))
         supported = set(_numbers(found.get(_SUPPORTED_GROUPS, memoryview(b""))))
     except IndexError:
-        return _DEFAULT
+        return DEFAULT
     for offered in (shared, supported):
         for group, name in GROUPS.items():
-            if group in offered:
+            if group in offered and name in groups:
                 return name
-    return _DEFAULT
+    return DEFAULT
 
 
 def _extensions(hello: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from sds.errors import ConfigurationError, Http2Error
 from sds.outside import words_of
-from sds.transport.client_hello import GROUPS, group_for
+from sds.transport.client_hello import DEFAULT, GROUPS, group_for
 from sds.transport.connected_socket import ConnectedSocket
 from sds.transport.frames import ErrorCode
 from sds.transport.hello_bound import HelloBound
@@ -53,14 +53,14 @@ class ServerTlsSettings:
     """The TLS settings of a server with one certificate.
 
     Attributes:
-        by_group: the settings for each group of the key exchange.
+        by_group: the settings for each group of the key exchange that a server can be limited to.
     """
 
     by_group: Mapping[str, ssl.SSLContext] = field(repr=False)
 
     def of(self, hello: bytes | bytearray) -> ssl.SSLContext:
         """Return the settings for a client by its ClientHello."""
-        return self.by_group[group_for(hello)]
+        return self.by_group[group_for(hello, self.by_group)]
 
 
 def server_settings(*, certificate_pem: bytes, key_pem: bytes) -> ServerTlsSettings:
@@ -77,7 +77,8 @@ def server_settings(*, certificate_pem: bytes, key_pem: bytes) -> ServerTlsSetti
         with open(descriptor, "wb", closefd=False) as file:
             file.write(key_pem.rstrip() + b"\n" + certificate_pem)
         path = f"/proc/self/fd/{descriptor}"
-        return ServerTlsSettings(by_group={name: _context(path, name) for name in GROUPS.values()})
+        made = {name: _context(path, name) for name in GROUPS.values()}
+        return ServerTlsSettings(by_group={name: one for name, one in made.items() if one})
     except (ssl.SSLError, ValueError) as error:
         raise ConfigurationError(
             f"OpenSSL does not accept this certificate and key: {words_of(error)}"
@@ -86,8 +87,11 @@ def server_settings(*, certificate_pem: bytes, key_pem: bytes) -> ServerTlsSetti
         os.close(descriptor)
 
 
-def _context(path: str, group: str) -> ssl.SSLContext:
+def _context(path: str, group: str) -> ssl.SSLContext | None:
     """Return the settings for one group of the key exchange.
+
+    None if a server cannot be limited to it: Python 3.11.2 cannot to X25519 (3.11.7 can). Then its
+    clients get another group, which costs a round trip.
 
     Raises:
         ssl.SSLError: OpenSSL does not accept the chain or the key in this file.
@@ -96,7 +100,12 @@ def _context(path: str, group: str) -> ssl.SSLContext:
     context.load_cert_chain(path)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_CIPHERS)
-    context.set_ecdh_curve(group)
+    try:
+        context.set_ecdh_curve(group)
+    except (ssl.SSLError, ValueError):
+        if group == DEFAULT:
+            raise
+        return None
     context.set_alpn_protocols([_ALPN])
     # A resumed session would know nothing of a certificate that was replaced.
     context.num_tickets = 0

@@ -180,6 +180,25 @@ async def test_a_client_gets_the_group_with_which_it_began(group: str) -> None:
         link.shake()
 
 
+async def test_a_python_that_cannot_limit_a_server_to_a_group_serves_with_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Python 3.11.2 does for X25519; clients that begin with it take a round trip more."""
+    limit = ssl.SSLContext.set_ecdh_curve
+
+    def old(context: ssl.SSLContext, name: str) -> None:
+        if name == "X25519":
+            raise ssl.SSLError("[EC: UNKNOWN_GROUP] unknown group")
+        limit(context, name)
+
+    monkeypatch.setattr(ssl.SSLContext, "set_ecdh_curve", old)
+    settings = server_settings(certificate_pem=IDENTITY.certificate_pem, key_pem=IDENTITY.key_pem)
+    assert set(settings.by_group) == {"prime256v1", "secp384r1"}
+    with tls_link(endpoints=TlsEndpoints(lambda: settings)) as link:
+        link.shake()
+        assert link.endpoints.failed == 0
+
+
 def test_any_hello_gives_a_group() -> None:
     context = client_context()
     outgoing = ssl.MemoryBIO()
