@@ -79,7 +79,7 @@ def server_settings(*, certificate_pem: bytes, key_pem: bytes) -> ServerTlsSetti
         path = f"/proc/self/fd/{descriptor}"
         made = {name: _context(path, name) for name in GROUPS.values()}
         return ServerTlsSettings(by_group={name: one for name, one in made.items() if one})
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"OpenSSL does not accept this certificate and key: {words_of(error)}"
         ) from error
