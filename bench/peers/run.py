@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.peers.programs import ISTIO, SPIRE
+from tests.support.node import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,12 +93,6 @@ def until(log: Path, *command: object) -> str:
             said = log.read_text(errors="replace")[-2000:]
             raise SystemExit(f"{command}: {asked.stdout}{asked.stderr}\n{said}")
         time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def spire(folder: Path, lifetime: str, stop: threading.Event) -> None:

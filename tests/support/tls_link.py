@@ -14,6 +14,7 @@ from sds.ca.tls import TlsIdentity, self_signed_tls
 from sds.clock import SystemClock
 from sds.transport.tls_socket import TlsEndpoints, TlsSocket
 from sds.transport.turns import BUFFER_BYTES
+from tests.support.raw_http2 import tls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,10 +31,9 @@ IDENTITY = identity()
 
 def client_context(**changes: Any) -> ssl.SSLContext:
     """TLS that trusts everybody and speaks HTTP/2; ``changes`` are attributes of the context."""
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    made.check_hostname = False
-    made.verify_mode = ssl.CERT_NONE
-    made.set_alpn_protocols(changes.pop("alpn", ["h2"]))
+    made = tls()
+    if "alpn" in changes:
+        made.set_alpn_protocols(changes.pop("alpn"))
     for name, value in changes.items():
         setattr(made, name, value)
     return made
