@@ -319,7 +319,8 @@ class FollowedFiles:
         changed, self._current = found != self._current, found
         if changed:
             self._standing = standing(found)
-        if changed or self._problems.over():
+        had_problem = self._problems.over()
+        if changed or had_problem:
             _LOGGER.info(
                 "revocation lists and collateral were read again",
                 extra={"lists": len(found.lists)},
@@ -348,7 +349,6 @@ class FollowedFiles:
                 )
             )
         else:
-            self._problems.over()
             self.problem = ""
             self.failures_in_a_row = 0
 
