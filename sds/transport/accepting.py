@@ -11,13 +11,13 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import select
 import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
 from sds.faults import report
 from sds.transport import frames
+from sds.transport.connected_socket import hung_up
 from sds.transport.frames import ErrorCode
 from sds.transport.turns import Turns
 
@@ -49,14 +49,14 @@ class Acceptor:
         loop: asyncio.AbstractEventLoop,
         take: Callable[[socket.socket], None],
         *,
-        gone: Callable[[socket.socket], bool] | None = None,
+        gone: Callable[[socket.socket], bool] = hung_up,
     ) -> None:
         listener.setblocking(False)  # noqa: FBT003  the socket's own method
         self._listener = listener
         self._loop = loop
         self._turns = Turns.of(loop)
         self._take = take
-        self._gone = gone if gone is not None else hung_up
+        self._gone = gone
         self._pausing: asyncio.TimerHandle | None = None
         self._said_at = float("-inf")
         self._pauses = 0
@@ -114,7 +114,7 @@ def accept_some(
     take: Callable[[socket.socket], None],
     *,
     most: int,
-    gone: Callable[[socket.socket], bool] | None = None,
+    gone: Callable[[socket.socket], bool] = hung_up,
 ) -> bool:
     """Hand on connections that wait, as many as one turn of the loop has room for.
 
@@ -124,7 +124,7 @@ def accept_some(
         take: is given each connection, owns it, and raises nothing. It does not get those whose
             client is gone.
         most: connections.
-        gone: says whether a client is gone; :func:`hung_up` if left out.
+        gone: says whether a client is gone.
 
     Returns:
         Whether more may be waiting.
@@ -132,7 +132,6 @@ def accept_some(
     Raises:
         OSError: nothing can be accepted now: most of the time, the process is out of descriptors.
     """
-    gone = gone if gone is not None else hung_up
     for count in range(most):
         if count and turns.accepts_no_more:
             break
@@ -151,18 +150,6 @@ def accept_some(
             take(accepted)
         turns.accepted(turns.now() - began)
     return True
-
-
-def hung_up(accepted: socket.socket) -> bool:
-    """Say whether the client has already closed its end; then others are served first.
-
-    Serving a connection costs ten times as much as this check, and a client that connects and
-    leaves again and again fills the queue. A client that only ended its own sending still reads,
-    and is served (unix(7) and poll(2): POLLHUP, not POLLRDHUP).
-    """
-    poll = select.poll()
-    poll.register(accepted, 0)  # POLLHUP is always reported
-    return bool(poll.poll(0))
 
 
 def user_of(accepted: socket.socket) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sds.transport.accepting import hung_up
+from sds.transport.connected_socket import hung_up
 
 
 @pytest.fixture
