@@ -59,11 +59,12 @@ def strangers_room(*, most: int, proven: int) -> int:
 class KnownConnection:
     """One connection, as the exchange knows it (``context.caller()``)."""
 
-    __slots__ = ("_connections", "proven", "served")
+    __slots__ = ("_connections", "owner", "proven", "served")
 
-    def __init__(self, connections: Connections) -> None:
-        """Begin as a stranger without a socket."""
+    def __init__(self, connections: Connections, owner: str) -> None:
+        """Begin as a stranger without a socket; ``owner`` is its address or network."""
         self._connections = connections
+        self.owner = owner
         self.served: ServedConnection | None = None
         self.proven = False
 
@@ -136,8 +137,8 @@ class Connections:
         except OSError:  # it is gone already
             accepted.close()
             return
-        caller = KnownConnection(self)
-        self._strangers.join(caller, owner_of(peer), now=self._now())
+        caller = KnownConnection(self, owner_of(peer))
+        self._strangers.join(caller, caller.owner, now=self._now())
         if caller in self._make_room():
             accepted.close()
             return

@@ -20,7 +20,7 @@ import grpc
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca.observe import TimedContext
 from sds.ca.registration import Accepted, AttestedPeer, RegistrationAuthority
-from sds.ca.unproven import Crowd, ReadingTurns, owner_of
+from sds.ca.unproven import Crowd, ReadingTurns
 from sds.clock import stopwatch
 from sds.errors import CallEndedError, RefusedError, SdsError
 from sds.exchange import wire
@@ -71,6 +71,11 @@ class ExchangeLimits:
 
 class _Caller(Protocol):
     """The connection of a stream."""
+
+    @property
+    def owner(self) -> str:
+        """Return who opened it: its address or network."""
+        ...
 
     def heard(self) -> None:
         """Note that it said Hello."""
@@ -183,9 +188,12 @@ class ExchangeService:
         stream: _Stream | None = None
         try:
             async with asyncio.timeout(self._limits.hello_seconds) as timeout:
-                name = context.peer()
                 stream = _Stream(
-                    AttestedPeer(name=name), context, owner_of(name), self._nonces.open(), timeout
+                    AttestedPeer(name=context.peer()),
+                    context,
+                    context.caller().owner,
+                    self._nonces.open(),
+                    timeout,
                 )
                 self._open.add(stream)
                 self._unproven.join(stream)

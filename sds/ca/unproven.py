@@ -63,16 +63,9 @@ def owner_of(peer: str) -> str:
         peer: the peer as gRPC writes it: ``ipv4:192.0.2.1:4711``, ``ipv6:%5B2001:db8::1%5D:4711``,
             ….
     """
-    found = address_and_port(peer)
-    ip = None if found is None else plain_address(found[0])
-    return peer.partition(":")[0] if ip is None else owner_of_address(ip)
-
-
-def address_and_port(peer: str) -> tuple[str, int] | None:
-    """Return address and port of gRPC's name of a peer; None if it has none (a Unix socket)."""
-    host, _, port = urllib.parse.unquote(peer).partition(":")[2].rpartition(":")
+    host, _, _ = urllib.parse.unquote(peer).partition(":")[2].rpartition(":")
     ip = plain_address(host.removeprefix("[").removesuffix("]"))
-    return (str(ip), int(port)) if ip is not None and port.isdecimal() else None
+    return peer.partition(":")[0] if ip is None else owner_of_address(ip)
 
 
 def plain_address(text: str) -> Address | None:
