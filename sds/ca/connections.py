@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sds.ca.server import ExchangeLimits
     from sds.transport.connected_socket import SocketUser
-    from sds.transport.tls_socket import ServerTlsSettings
+    from sds.transport.tls_settings import ServerTlsSettings
 
 _STREAMS_A_CONNECTION: Final = 256
 _WINDOW_BYTES: Final = 64 * 1024

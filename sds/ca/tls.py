@@ -32,7 +32,7 @@ from sds.pki import (
     spki_sha256,
     supported_key,
 )
-from sds.transport.tls_socket import ServerTlsSettings, server_settings
+from sds.transport.tls_settings import ServerTlsSettings, server_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

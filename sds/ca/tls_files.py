@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.clock import Clock
-    from sds.transport.tls_socket import ServerTlsSettings
+    from sds.transport.tls_settings import ServerTlsSettings
 
 _LOGGER = logging.getLogger(__name__)
 _ANSWER_SECONDS: Final = 30.0

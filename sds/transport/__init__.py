@@ -26,6 +26,7 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``readiness``         which sockets have input
 ``connected_socket``  one socket: its descriptor and its unsent output
 ``endpoint``          what a connection needs of its socket
+``tls_settings``      what a server's TLS offers
 ``tls_socket``        one socket with TLS
 ``tls_records``       how many TLS records one look may have
 ``hello_bound``       how much a client may send before its TLS handshake is over

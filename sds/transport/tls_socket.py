@@ -15,25 +15,24 @@ Sources: RFC 8446 (TLS 1.3), 5246 (TLS 1.2), 7301 (ALPN), 9113 (section 9.2: TLS
 from __future__ import annotations
 
 import contextlib
-import os
 import ssl
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, cast
 
-from sds.errors import ConfigurationError, Http2Error
+from sds.errors import Http2Error
 from sds.outside import words_of
-from sds.transport.client_hello import DEFAULT, GROUPS, group_for
 from sds.transport.connected_socket import ConnectedSocket
 from sds.transport.frames import ErrorCode
 from sds.transport.hello_bound import HelloBound
 from sds.transport.tls_records import RecordCutter
+from sds.transport.tls_settings import ALPN
 
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from sds.transport.connected_socket import SocketUser
+    from sds.transport.tls_settings import ServerTlsSettings
 
 READ_BYTES: Final = 16 * 1024
 """The most bytes of one look; :mod:`sds.transport.tls_records` bounds the records among them."""
@@ -43,74 +42,6 @@ _PLAIN_BYTES: Final = READ_BYTES + _RECORD_BYTES
 _STATE_BYTES: Final = 12 * 1024
 """Bytes of memory of OpenSSL's state of a connection."""
 _NOTHING: Final = memoryview(b"")
-_ALPN: Final = "h2"
-_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Of TLS 1.2: those that HTTP/2 does not forbid (RFC 9113, appendix A)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerTlsSettings:
-    """The TLS settings of a server with one certificate.
-
-    Attributes:
-        by_group: the settings for each group of the key exchange that a server can be limited to.
-    """
-
-    by_group: Mapping[str, ssl.SSLContext] = field(repr=False)
-
-    def of(self, hello: bytes | bytearray) -> ssl.SSLContext:
-        """Return the settings for a client by its ClientHello."""
-        return self.by_group[group_for(hello, self.by_group)]
-
-
-def server_settings(*, certificate_pem: bytes, key_pem: bytes) -> ServerTlsSettings:
-    """Make the TLS settings of a server from its chain, leaf first, and its key.
-
-    ``ssl`` reads them from files only, so they pass through one that has no name, is in memory and
-    is closed at once.
-
-    Raises:
-        ConfigurationError: OpenSSL does not accept the chain or the key.
-    """
-    descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(key_pem.rstrip() + b"\n" + certificate_pem)
-        path = f"/proc/self/fd/{descriptor}"
-        made = {name: _context(path, name) for name in GROUPS.values()}
-        return ServerTlsSettings(by_group={name: one for name, one in made.items() if one})
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"OpenSSL does not accept this certificate and key: {words_of(error)}"
-        ) from error
-    finally:
-        os.close(descriptor)
-
-
-def _context(path: str, group: str) -> ssl.SSLContext | None:
-    """Return the settings for one group of the key exchange.
-
-    None if a server cannot be limited to it: Python 3.11.2 cannot to X25519 (3.11.7 can). Then its
-    clients get another group, which costs a round trip.
-
-    Raises:
-        ssl.SSLError: OpenSSL does not accept the chain or the key in this file.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_CIPHERS)
-    try:
-        context.set_ecdh_curve(group)
-    except (ssl.SSLError, ValueError):
-        if group == DEFAULT:
-            raise
-        return None
-    context.set_alpn_protocols([_ALPN])
-    # A resumed session would know nothing of a certificate that was replaced.
-    context.num_tickets = 0
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    return context
 
 
 class TlsEndpoints:
@@ -122,7 +53,8 @@ class TlsEndpoints:
 
     Attributes:
         begun: how many handshakes OpenSSL began.
-        failed: how many connections ended because the client broke TLS or fits not.
+        failed: how many connections ended because the client broke TLS, or offered nothing that we
+            accept.
         left: how many clients went away before their handshake was over.
     """
 
@@ -341,7 +273,7 @@ class TlsSocket:
         Raises:
             Http2Error: the client did not ask for HTTP/2.
         """
-        if self._tls is None or self._tls.selected_alpn_protocol() != _ALPN:
+        if self._tls is None or self._tls.selected_alpn_protocol() != ALPN:
             raise Http2Error(
                 "the client does not offer HTTP/2 (ALPN h2)", code=ErrorCode.INADEQUATE_SECURITY
             )

@@ -16,7 +16,8 @@ from sds.transport import hello_bound
 from sds.transport.client_hello import GROUPS, group_for
 from sds.transport.hello_bound import HelloBound
 from sds.transport.tls_records import MOST_RECORDS, RecordCutter
-from sds.transport.tls_socket import READ_BYTES, ServerTlsSettings, TlsEndpoints, server_settings
+from sds.transport.tls_settings import ServerTlsSettings, server_settings
+from sds.transport.tls_socket import READ_BYTES, TlsEndpoints
 from tests.support.tls_link import IDENTITY, TlsLink, client_context, identity, tls_link
 
 if TYPE_CHECKING:
