@@ -8,6 +8,7 @@ fails ends only its own call; every connection has an owner, whose budget it use
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,7 @@ from sds.transport.accepting import Acceptor, process_of, user_of
 from sds.transport.budget import Budgets
 from sds.transport.endpoint import PlainEndpoints
 from sds.transport.events import ConnectionLimits
-from sds.transport.served import ServedConnection
+from sds.transport.served import CLOSING_SECONDS, ServedConnection
 
 if TYPE_CHECKING:
     import socket
@@ -92,6 +93,8 @@ class Server:
         self._first_call: Callable[[Server], None] | None = None
         self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._connections: dict[ServedConnection, None] = {}
+        self._nobody: asyncio.Event | None = None
+        """Set once no connection is left, while the server stops."""
         self._acceptors: list[Acceptor] = []
 
     # --- as grpc.aio.Server ---------------------------------------------------------------------
@@ -182,7 +185,12 @@ class Server:
         )
 
     async def stop(self, grace_seconds: float) -> None:
-        """Accept no new connection, and give open calls ``grace_seconds`` to end."""
+        """Accept no new connection, and give open calls ``grace_seconds`` to end.
+
+        Clients close connections on which nothing is left, because they were told to go away (RFC
+        9113, section 6.8). They have a moment for that: a client of gRPC's C core drops an answer
+        that it has not read yet if it cannot write, and it writes when it gets a part of one.
+        """
         self.stopping = True
         for acceptor in self._acceptors:
             acceptor.close()
@@ -190,6 +198,10 @@ class Server:
             served.go_away()
         if self.tasks and grace_seconds > 0:
             await asyncio.wait(self.tasks, timeout=grace_seconds)
+            if not self.tasks and self._connections:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSING_SECONDS):
+                        await self._all_left()
         for task in self.tasks:
             task.cancel()
         if self.tasks:
@@ -205,3 +217,10 @@ class Server:
     def left(self, served: ServedConnection) -> None:
         """Note that a connection is over."""
         self._connections.pop(served, None)
+        if not self._connections and self._nobody is not None:
+            self._nobody.set()
+
+    async def _all_left(self) -> None:
+        """Return when no connection is left; call it once no new one is accepted."""
+        self._nobody = asyncio.Event()
+        await self._nobody.wait()

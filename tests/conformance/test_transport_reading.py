@@ -218,3 +218,31 @@ async def test_a_connection_without_a_call_ends_and_one_with_a_call_stays(tmp_pa
             await client.until(lambda: False)
         (told,) = [one for one in client.events if isinstance(one, h2.events.ConnectionTerminated)]
         assert told.additional_data == b"there was no call for 0.3 s"
+
+
+async def test_a_server_that_stops_lets_its_client_close(tmp_path: Path) -> None:
+    """gRPC's client drops an answer that it has not read if it cannot write meanwhile (EPIPE)."""
+    ends, begun = asyncio.Event(), asyncio.Event()
+
+    async def one(_request: bytes, context: Any) -> None:
+        begun.set()
+        await ends.wait()
+        await context.write(b"answer")
+
+    async with connected(tmp_path, OneThing=one) as (server, client):
+        stream = client.call("OneThing")
+        client.send(stream, bytes(5))
+        await begun.wait()
+        stopping = asyncio.create_task(server.stop(30))
+        ends.set()
+        data = b""  # the library h2 reads nothing after GOAWAY
+        while b"answer" not in data:
+            data += await client.reader.read(65536)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not server.tasks
+        assert server._connections
+        assert not stopping.done()
+        client.writer.close()
+        await stopping
+        assert not server._connections
