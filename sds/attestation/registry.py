@@ -25,10 +25,12 @@ class Registered:
         statement: the object identifier of its statement inside a CSR (``attestation.csr``), for
             kinds that may travel in one.
         verified: whether its module makes a verifier; otherwise another part of the program does.
+        names_node: whether its claims name a node in place of a measurement.
     """
 
     module: str
     verified: bool = True
+    names_node: bool = False
     provider: str | None = None
     statement: str | None = None
 
@@ -49,7 +51,9 @@ KINDS: Final[dict[str, Registered]] = {
     "azure-snp-vtpm": Registered(module="sds.attestation.azure.snp"),
     "azure-tdx-vtpm": Registered(module="sds.attestation.azure.tdx"),
     "tpm": Registered(module="sds.attestation.tpm.kind"),
-    "kubernetes-token": Registered(module="sds.attestation.kubernetes.kind", verified=False),
+    "kubernetes-token": Registered(
+        module="sds.attestation.kubernetes.kind", verified=False, names_node=True
+    ),
 }
 """The kinds, by their names on the wire, in policy and in metrics."""
 

@@ -1,9 +1,10 @@
 """Tables of the ``nodes`` rules: which nodes may ask for which certificates.
 
 Owns :class:`NodeTable` and the types of its question and answer. Invariants: only verified claims
-decide, never evidence; one grant must permit a certificate as a whole, and names of two grants are
-never combined; if several grants permit it, the first in the document sets the lifetime; a refusal
-is that of the closest grant.
+decide, never evidence; the name of a node never counts as a measurement, because who can write to
+etcd chooses it, nor a measurement as the name of a node; one grant must permit a certificate as a
+whole, and names of two grants are never combined; if several grants permit it, the first in the
+document sets the lifetime; a refusal is that of the closest grant.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from sds.attestation.registry import KINDS
 from sds.errors import RefusedError
 from sds.policy.allow import members
 from sds.rules.glob import Glob, GlobIndex, text_matches
@@ -187,10 +189,9 @@ class NodeTable:
         )
 
     def _groups_of(self, claims: Claims) -> list[_GroupTable]:
+        measured = () if _names_node(claims) else self._groups.get(claims.measurement, ())
         groups = [
-            table
-            for table in (*self._groups.get(claims.measurement, ()), *self._groups_of_any)
-            if _in_group(table.group, claims)
+            table for table in (*measured, *self._groups_of_any) if _in_group(table.group, claims)
         ]
         if not groups:
             raise RefusedError(
@@ -234,10 +235,17 @@ def _both(own: tuple[KeyType, ...], limits: tuple[KeyType, ...]) -> frozenset[Ke
     return frozenset(own or limits) & frozenset(limits)
 
 
+def _names_node(claims: Claims) -> bool:
+    """Say whether ``measurement`` is the name of a node."""
+    return KINDS[claims.kind].names_node
+
+
 def _in_group(group: NodeGroup, claims: Claims) -> bool:
     if group.kinds and claims.kind not in group.kinds:
         return False
-    if group.nodes and not any(text_matches(name, claims.measurement) for name in group.nodes):
+    if group.nodes and not (
+        _names_node(claims) and any(text_matches(name, claims.measurement) for name in group.nodes)
+    ):
         return False
     return all(
         name in claims.attributes

@@ -82,7 +82,7 @@ class NodeGroup(PolicyModel):
         kinds: kinds of evidence; any if empty.
         measurements: launch measurements (SEV-SNP MEASUREMENT, TDX MRTD), lower-case hex; if empty,
             any that the reference values accept.
-        nodes: node names (``*`` at the end allowed), for evidence that names a node.
+        nodes: node names (``*`` at the end allowed), which only a Kubernetes token's claims have.
         attributes: maps claims to a value or values (``*`` at the end allowed), by the names of
             docs/attestation.md.
         grants: what they may ask for.

@@ -131,6 +131,24 @@ def test_nodes_get_what_their_group_is_granted() -> None:
     assert ask(token, "kube/a/b", key_type=KeyType.EC_P384) == 2 * HOUR
 
 
+def test_a_name_of_a_node_is_no_measurement() -> None:
+    """Who can write to etcd names a node at will, also like a confidential guest's measurement."""
+    guests = {"name": "guests", "measurements": [M1], "grants": [{"spiffe_ids": f"{S}/pay"}]}
+    hosts = {"name": "hosts", "nodes": ["aa*"], "grants": [{"spiffe_ids": f"{S}/logs"}]}
+    rules = decisions(nodes=[guests, hosts])
+    token = Claims(kind=EvidenceKind.KUBERNETES_TOKEN, measurement=M1, simulated=False)
+    pay, logs = (
+        RequestedCertificate(spiffe_id=sid(name), lifetime=HOUR) for name in ("pay", "logs")
+    )
+    assert rules.permit(claims(), pay).group == "guests"
+    assert rules.permit(token, logs).group == "hosts"
+    with pytest.raises(RefusedError, match="hosts may not ask for"):
+        rules.permit(token, pay)
+    # Nor is a measurement the name of a node: somebody else's guest may begin with any digits.
+    with pytest.raises(RefusedError, match="guests may not ask for"):
+        rules.permit(claims(), logs)
+
+
 @pytest.mark.parametrize(
     ("who", "path", "dns", "more", "said"),
     [
