@@ -50,8 +50,8 @@ class RotationPort(Protocol):
         """Keep a certificate of this identity."""
         ...
 
-    def release(self, identity: Identity) -> None:
-        """Give up the certificate of this identity."""
+    def release(self, identity: Identity, *, resting: bool) -> None:
+        """Give up the certificate of this identity, which rests."""
         ...
 
     def rest(self, identity: Identity, *, resting: bool) -> None:
@@ -60,6 +60,10 @@ class RotationPort(Protocol):
 
     def expect(self, identity: Identity) -> None:
         """Get a certificate for a caller that may come."""
+        ...
+
+    def unexpect(self, identity: Identity) -> None:
+        """Give up a certificate for a caller that may come."""
         ...
 
 
@@ -75,7 +79,7 @@ class StoreKeeper:
         self._rotation.ensure(identity)
 
     def release(self, identity: Identity) -> None:
-        self._rotation.release(identity)
+        self._rotation.release(identity, resting=True)
 
     def rest(self, identity: Identity, *, resting: bool) -> None:
         self._rotation.rest(identity, resting=resting)

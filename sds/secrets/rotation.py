@@ -33,13 +33,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from sds.backoff import sleep_unless, uniform
 from sds.secrets import schedule
 from sds.secrets.clock_watch import watch_clock
+from sds.secrets.held_identity import HeldIdentity
 from sds.secrets.identity_status import Condition, IdentityStatus, reason_of
 from sds.secrets.issuance import Credentials, IssuanceQueue, NoCredentials
 from sds.secrets.retirement import RetiredKeys
@@ -75,19 +75,6 @@ class _Deaf:
         """Do nothing: nobody counts."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Managed:
-    """One wanted identity; ``ahead``: nobody has come for it yet."""
-
-    state: State
-    holders: int = 0
-    rotations: int = 0
-    resting: bool = False
-    ahead: bool = False
-    task: asyncio.Task[None] | None = None
-    woken: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class Rotation:
     """Keeps the certificates of all wanted identities fresh; nothing happens without :meth:`run`.
 
@@ -119,7 +106,7 @@ class Rotation:
         self._settings = settings = settings if settings is not None else RotationSettings()
         self._observer: RotationObserver = observer if observer is not None else _Deaf()
         self._draw = draw
-        self._managed: dict[Identity, _Managed] = {}
+        self._managed: dict[Identity, HeldIdentity] = {}
         self._blocked: set[Identity] = set()
         """Identities whose last attempt failed because of the authority and not of themselves."""
         self._retired = RetiredKeys()
@@ -143,9 +130,9 @@ class Rotation:
 
     def ensure(self, identity: Identity) -> None:
         """Keep a certificate for this identity until :meth:`release` is called as often."""
-        managed = self._managed_for(identity, ahead=False)
-        if managed.ahead:
-            managed.ahead = False
+        managed = self._managed_for(identity)
+        managed.wanted += 1
+        if managed.wanted == 1:
             managed.state = schedule.hurried(managed.state)
             managed.woken.set()
             self._issuance.hurry(identity)
@@ -153,22 +140,37 @@ class Rotation:
     def expect(self, identity: Identity) -> None:
         """Get a certificate for a caller that may come, while nobody waits for another certificate.
 
-        It is renewed only after somebody calls :meth:`ensure`. One :meth:`release` undoes one call.
+        It is renewed only while somebody wants it (:meth:`ensure`).
         """
-        self._managed_for(identity, ahead=True)
+        self._managed_for(identity).expected += 1
 
-    def _managed_for(self, identity: Identity, *, ahead: bool) -> _Managed:
+    def unexpect(self, identity: Identity) -> None:
+        """Undo one :meth:`expect`; who lets go last withdraws the secret."""
+        self._managed[identity].expected -= 1
+        self._let_go(identity)
+
+    def _managed_for(self, identity: Identity) -> HeldIdentity:
         """Return the identity's entry, made if it is new, with one more holder."""
         managed = self._managed.get(identity)
         if managed is None:
             state = State(lifetime=identity.lifetime.total_seconds())
-            managed = self._managed[identity] = _Managed(state=state, ahead=ahead)
+            managed = self._managed[identity] = HeldIdentity(state=state)
             self._start(identity, managed)
         managed.holders += 1
         return managed
 
-    def release(self, identity: Identity) -> None:
-        """Undo one :meth:`ensure` or :meth:`expect`; the last one withdraws the secret."""
+    def release(self, identity: Identity, *, resting: bool = False) -> None:
+        """Undo one :meth:`ensure`; who lets go last withdraws the secret.
+
+        Args:
+            identity: what was wanted.
+            resting: whether it rests (:meth:`rest`) for the holder that lets go.
+        """
+        if not resting:
+            self._managed[identity].wanted -= 1
+        self._let_go(identity)
+
+    def _let_go(self, identity: Identity) -> None:
         managed = self._managed[identity]
         managed.holders -= 1
         if managed.holders == 0:
@@ -179,13 +181,14 @@ class Rotation:
             self._withdraw(identity)
 
     def rest(self, identity: Identity, *, resting: bool) -> None:
-        """Keep the identity's certificate without renewing it, or renew it again.
+        """Keep the identity's certificate without wanting a renewal, or want it again.
 
-        For an identity that nobody may have at the moment: its pod may be deleted, and then an
-        authority would refuse it.
+        One holder says so, of what it called :meth:`ensure` for: none of its callers may have the
+        identity at the moment. A pod may be deleted, and then an authority would refuse it. As long
+        as another holder wants the identity, it is renewed.
         """
         managed = self._managed[identity]
-        managed.resting = resting
+        managed.wanted += -1 if resting else 1
         managed.woken.set()
 
     # --- what is known --------------------------------------------------------------------------
@@ -193,17 +196,14 @@ class Rotation:
     @property
     def ready(self) -> bool:
         """Say whether every wanted identity has a valid certificate in the store."""
-        return all(
-            one.resting or one.ahead or one.state.lease is not None
-            for one in self._managed.values()
-        )
+        return not any(one.lacks for one in self._managed.values())
 
     def status(self) -> tuple[IdentityStatus, ...]:
         """Return the state of each identity, sorted by name."""
         found = [self._status(identity, managed) for identity, managed in self._managed.items()]
         return tuple(sorted(found, key=lambda one: (str(one.identity.spiffe_id), one.rotations)))
 
-    def _status(self, identity: Identity, managed: _Managed) -> IdentityStatus:
+    def _status(self, identity: Identity, managed: HeldIdentity) -> IdentityStatus:
         stored = self._store.svid(identity)
         lease, failure = managed.state.lease, managed.state.failure
         if lease is not None:
@@ -265,7 +265,7 @@ class Rotation:
                 stored.svid.private_key.wipe()
             self._retired.wipe_all()
 
-    def _start(self, identity: Identity, managed: _Managed) -> None:
+    def _start(self, identity: Identity, managed: HeldIdentity) -> None:
         if self._group is not None:
             keep = functools.partial(self._keep, identity, managed)
             managed.task = self._group.create_task(
@@ -273,33 +273,33 @@ class Rotation:
                 name=f"rotation {identity.spiffe_id}",
             )
 
-    async def _keep(self, identity: Identity, managed: _Managed) -> None:
+    async def _keep(self, identity: Identity, managed: HeldIdentity) -> None:
         while True:
             match schedule.decide(managed.state, self._clock.now()):
                 case Withdraw():
                     self._expire(identity, managed)
                 case Wait(seconds):
                     await self._pause(managed, seconds)
-                case Ask() if managed.resting or (managed.ahead and managed.state.lease):
+                case Ask() if managed.idle:
                     managed.woken.clear()
                     await managed.woken.wait()
                 case Ask(urgency):
-                    if not managed.ahead:
+                    if managed.wanted:
                         self._ask_along(identity, managed)
                     answer = await self._issuance.ask(
                         identity,
-                        Urgency.AHEAD if managed.ahead else urgency,
+                        urgency if managed.wanted else Urgency.AHEAD,
                         window=schedule.batch_window(managed.state.span),
                     )
                     await self._take(identity, managed, answer)
 
-    async def _pause(self, managed: _Managed, seconds: float) -> None:
+    async def _pause(self, managed: HeldIdentity, seconds: float) -> None:
         """Sleep, until a clock is stepped or something happens that may cure a failure."""
         managed.woken.clear()
         await sleep_unless(managed.woken, self._clock, seconds)
 
     async def _take(
-        self, identity: Identity, managed: _Managed, answer: Credentials | NoCredentials
+        self, identity: Identity, managed: HeldIdentity, answer: Credentials | NoCredentials
     ) -> None:
         if isinstance(answer, NoCredentials):
             self._failed(identity, managed, answer)
@@ -355,7 +355,7 @@ class Rotation:
             managed.state = schedule.hurried(managed.state)
             managed.woken.set()
 
-    def _ask_along(self, identity: Identity, asking: _Managed) -> None:
+    def _ask_along(self, identity: Identity, asking: HeldIdentity) -> None:
         """Let identities that wait after a failure ask together with this one.
 
         So they share one request, and do not each ask an authority that is gone or has too much to
@@ -365,7 +365,7 @@ class Rotation:
         others = self._blocked - {identity} if first or identity in self._blocked else ()
         for other in others:
             managed = self._managed[other]
-            if not (managed.resting or managed.ahead or (first and managed.state.lease)):
+            if managed.wanted and not (first and managed.state.lease):
                 self._blocked.discard(other)
                 managed.state = schedule.due(managed.state)
                 managed.woken.set()
@@ -379,7 +379,7 @@ class Rotation:
                 managed.state = schedule.hurried(managed.state)
                 managed.woken.set()
 
-    def _failed(self, identity: Identity, managed: _Managed, answer: NoCredentials) -> None:
+    def _failed(self, identity: Identity, managed: HeldIdentity, answer: NoCredentials) -> None:
         before = managed.state.failure
         error, now = answer.error, self._clock.now()
         managed.state = schedule.failed(managed.state, error, draw=answer.draw, now=now)
@@ -389,7 +389,7 @@ class Rotation:
         # Logged loudly at the first failure and whenever the reason changes.
         news = before is None or reason_of(before.error) != reason_of(error)
         loud = logging.WARNING if error.retriable else logging.ERROR
-        if managed.ahead:  # perhaps nobody ever asks for it
+        if not managed.wanted:  # perhaps nobody ever asks for it
             loud = logging.DEBUG
         failure = managed.state.failure
         _LOGGER.log(
@@ -404,9 +404,9 @@ class Rotation:
             },
         )
 
-    def _expire(self, identity: Identity, managed: _Managed) -> None:
+    def _expire(self, identity: Identity, managed: HeldIdentity) -> None:
         _LOGGER.log(
-            logging.INFO if managed.resting or managed.ahead else logging.ERROR,
+            logging.ERROR if managed.wanted else logging.INFO,
             "the certificate of %s expired and was withdrawn",
             identity.spiffe_id,
             extra={"spiffe_id": str(identity.spiffe_id), "reason": "expired"},

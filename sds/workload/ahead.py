@@ -64,10 +64,10 @@ class AheadKeeper(Protocol):
     """Rotation, as minting ahead uses it."""
 
     def expect(self, identity: Identity) -> None:
-        """Get a certificate while nobody waits for another; one :meth:`release` undoes this."""
+        """Get a certificate while nobody waits for another; one :meth:`unexpect` undoes this."""
         ...
 
-    def release(self, identity: Identity) -> None:
+    def unexpect(self, identity: Identity) -> None:
         """Give up an identity that is no longer expected."""
         ...
 
@@ -222,7 +222,7 @@ class MintingAhead:
         kept = [each for each in one.identities if each in identities]
         for each in one.identities:
             if each not in identities:
-                self._keeper.release(each)
+                self._keeper.unexpect(each)
                 self.outcomes["used" if each in one.came else "unused"] += 1
                 self._kept -= 1
         for each in identities:

@@ -52,7 +52,7 @@ class IdentityKeeper(Protocol):
         ...
 
     def release(self, identity: Identity) -> None:
-        """Give up an identity that no caller may have any more."""
+        """Give up an identity that rests, because no caller comes any more."""
         ...
 
     def rest(self, identity: Identity, *, resting: bool) -> None:

@@ -74,7 +74,12 @@ class Keeper:
         self.kept.append(identity)
         self.log.append(("expect", identity))
 
-    def release(self, identity: Identity) -> None:
+    def unexpect(self, identity: Identity) -> None:
+        self.kept.remove(identity)
+        self.log.append(("unexpect", identity))
+
+    def release(self, identity: Identity, *, resting: bool = True) -> None:
+        assert resting
         self.kept.remove(identity)
         self.log.append(("release", identity))
 

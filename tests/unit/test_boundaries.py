@@ -210,8 +210,8 @@ async def test_a_listener_of_a_watch_ends_no_watch() -> None:
 
 async def test_a_release_that_fails_ends_no_recognition() -> None:
     class Failing(Keeper):
-        def release(self, identity: Identity) -> None:
-            super().release(identity)
+        def release(self, identity: Identity, *, resting: bool = True) -> None:
+            super().release(identity, resting=resting)
             broken()
 
     before = dict(faults.counts())

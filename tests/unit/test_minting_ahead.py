@@ -73,7 +73,7 @@ class Keeper:
         self.now[identity] += 1
         self.most = max(self.most, self.now.total())
 
-    def release(self, identity: Identity) -> None:
+    def unexpect(self, identity: Identity) -> None:
         assert self.now[identity] > 0
         self.now[identity] -= 1
 

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sds import faults
+from sds.agent.node_socket import StoreKeeper
 from sds.clock import Instant
 from sds.errors import AuthorityUnavailableError, SdsError, SecretWipedError
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
@@ -29,8 +30,10 @@ from sds.secrets.rotation_settings import RotationSettings
 from sds.secrets.schedule import Lease
 from sds.secrets.store import SecretStore
 from sds.threads import Threads
+from sds.workload.recognition import Recogniser
 from tests.support.clock import FakeClock
 from tests.support.fake_authority import FakeAuthority, FakeAuthorityWithRoots
+from tests.support.front_door import rules
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -713,6 +716,51 @@ async def test_an_identity_at_rest_is_kept_and_not_renewed() -> None:
         await w.served()
 
 
+async def test_who_holds_an_identity_at_rest_too_has_it_renewed() -> None:
+    """A workload has it on a socket of its own, and callers of the node-wide socket had it."""
+    async with world(WEB) as w:
+        serial = await w.served()
+        w.rotation.ensure(WEB)
+        w.rotation.rest(WEB, resting=True)
+        await w.renewed(seconds=60)
+        assert w.serial() != serial
+        w.rotation.release(WEB, resting=True)
+        await w.renewed(seconds=60)
+
+
+async def test_a_pod_that_was_expected_while_another_left_has_its_certificate_renewed() -> None:
+    """They have one identity: a pod is replaced, and its successor takes long to start."""
+    async with world(WEB) as w:
+        await w.served()
+        w.rotation.expect(WEB)
+        w.rotation.rest(WEB, resting=True)
+        w.rotation.release(WEB, resting=True)
+        w.rotation.ensure(WEB)  # it has started, and connects
+        w.rotation.unexpect(WEB)
+        await w.renewed(seconds=60)
+
+
+async def test_callers_that_leave_and_come_back_beside_what_is_expected() -> None:
+    async with world() as w:
+        callers = Recogniser(attestors=(), rules=rules(), keeper=StoreKeeper(w.rotation, w.store))
+        w.rotation.expect(WEB)
+        callers.want(WEB)
+        serial = await w.served()
+        callers.unwant(WEB)
+        await w.clock.advance(60)
+        assert w.serial() == serial, "nobody may have it now"
+        callers.close()  # nobody came for long enough
+        await w.clock.advance(10)
+        assert w.serial() == serial, "it is expected"
+        callers.want(WEB)
+        await w.renewed(seconds=1)
+        w.rotation.unexpect(WEB)
+        await w.renewed(seconds=60)
+        callers.unwant(WEB)
+        callers.close()
+        assert w.serial() is None
+
+
 # --- ahead of callers ---------------------------------------------------------------------------
 
 
@@ -725,7 +773,7 @@ async def test_what_is_expected_is_minted_and_not_renewed_before_somebody_comes(
         assert now.serial() == serial
         now.rotation.ensure(WEB)
         await now.renewed()
-        now.rotation.release(WEB)
+        now.rotation.unexpect(WEB)
         assert now.serial() is not None
         now.rotation.release(WEB)
         assert now.serial() is None
