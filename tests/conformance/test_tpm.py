@@ -30,7 +30,7 @@ from sds.attestation.exchange_key.holding import KeyedAttester, hold_key
 from sds.attestation.kinds import describe, kind_of
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.section import AttestationSection, VerificationSection
-from sds.attestation.tpm import commands
+from sds.attestation.tpm import commands, endorsement
 from sds.attestation.tpm.attester import TpmAttester
 from sds.attestation.tpm.challenge import WINDOW_SECONDS, credential_for, proves
 from sds.attestation.tpm.endorsement import endorsement_key, key_digest, verify_endorsement
@@ -83,6 +83,7 @@ class Maker:
         use: x509.ObjectIdentifier | None = None,
         by: tuple[str, CertificateIssuerPrivateKeyTypes] | None = None,
         days: int = 3650,
+        also: x509.ExtensionType | None = None,
     ) -> bytes:
         """DER of a certificate by this manufacturer, or by another key."""
         issuer, signer = by or ("Root", self.key)
@@ -98,6 +99,8 @@ class Maker:
         )
         if use is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+        if also is not None:
+            builder = builder.add_extension(also, critical=True)
         return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
@@ -297,6 +300,53 @@ def test_only_certificates_for_endorsement_keys_count(maker: Maker) -> None:
             verify_endorsement(chain, [maker.root], now=NOW)
     with refused("certificate_validity"):
         verify_endorsement([good], [maker.root], now=NOW + timedelta(days=4000))
+
+
+def test_a_manufacturer_that_certified_its_issuer_twice(maker: Maker) -> None:
+    """One of the two certificates of an issuer's key leads to a trusted root, in any order."""
+    key = made_quotes.key().private.public_key()
+    ours, former = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    below = maker.certificate("", key, use=EK_USE, by=("Middle", ours))
+    good = maker.certificate("Middle", ours.public_key(), ca=True)
+    others = (
+        maker.certificate("Middle", ours.public_key(), ca=True, by=("Former root", former)),
+        maker.certificate("Middle", ours.public_key(), ca=True, days=0),
+        maker.certificate("Middle", ours.public_key()),
+    )
+    for other in others:
+        for chain in ([below, good, other], [below, other, good]):
+            later = NOW + timedelta(hours=1)
+            assert len(verify_endorsement(chain, [maker.root], now=later)) == 3
+    with refused("certificate_validity"):
+        verify_endorsement([below, others[1]], [maker.root], now=NOW + timedelta(hours=1))
+    # A root that is certified anew over its key takes nothing from the other one.
+    renewed = maker.certificate("Root", maker.key.public_key(), ca=True, days=0)
+    for roots in ([maker.root, renewed], [renewed, maker.root]):
+        chain = [below, good]
+        path = verify_endorsement(chain, roots, now=NOW + timedelta(hours=1))
+        assert path[-1].public_bytes(Encoding.DER) == maker.root
+
+
+def test_the_search_for_a_path_is_bounded(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers choose the certificates: here, each of them issued each other one."""
+    ours = ec.generate_private_key(ec.SECP256R1())
+    key = made_quotes.key().private.public_key()
+    leaf = maker.certificate("", key, use=EK_USE, by=("Loop", ours))
+    loops = [
+        maker.certificate("Loop", ours.public_key(), ca=True, by=("Loop", ours)) for _ in range(15)
+    ]
+    tried = 0
+
+    def count(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+        nonlocal tried
+        tried += 1
+        return real(certificate, issuer)
+
+    real = endorsement._issued
+    monkeypatch.setattr(endorsement, "_issued", count)
+    with refused("chain_untrusted"):
+        verify_endorsement([leaf, *loops], [maker.root], now=NOW)
+    assert 0 < tried <= endorsement.MOST_TRIES
 
 
 def test_keys_of_unusual_numbers_verify_nothing(maker: Maker) -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -30,8 +29,10 @@ if TYPE_CHECKING:
     from sds.attestation.tpm.keys import AttestationKey
 
 MAX_PATH: Final = 6
+MOST_TRIES: Final = 64
+"""The most signatures that are verified in search of a path: strangers choose the certificates."""
 _WHAT: Final = "a certificate of the endorsement key"
-_SHA256: Final = hashes.SHA256()
+_Path = tuple[x509.Certificate, ...]
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 _EK_CERTIFICATE: Final = x509.ObjectIdentifier("2.23.133.8.1")
 """tcg-kp-EKCertificate (EK Credential Profile, section 3.2.16)."""
@@ -80,26 +81,32 @@ def verify_endorsement(
         The path, root last.
 
     Raises:
-        EvidenceError: ``chain_untrusted``: 1. there is no path to a root; 2. the first one is not
-            for an endorsement key; 3. an issuer may not issue. ``certificate_validity``: 4. one is
-            not valid now. ``certificate_malformed``: one cannot be read.
+        EvidenceError: ``chain_untrusted``: 1. the first one is not for an endorsement key; 2. there
+            is no path to a root; 3. an issuer may not issue. ``certificate_validity``: 4. one is
+            not valid now. ``certificate_malformed``: one cannot be read. If there are several
+            paths, the error is that of the first.
     """
     leaf, *others = map(_read, chain)
-    trusted = {one.fingerprint(_SHA256): one for one in map(_read, roots)}
-    path = [leaf]
-    # 1. By name and signature; each step takes one certificate, so the path ends.
-    left = [*trusted.values(), *others]
-    while path[-1].fingerprint(_SHA256) not in trusted:
-        issuer = next((one for one in left if _issued(path[-1], one)), None)
-        if issuer is None or len(path) >= MAX_PATH:
-            raise EvidenceError(
-                f"the endorsement certificate's path ends at {path[-1].issuer.rfc4514_string()!r}",
-                reason="chain_untrusted",
-                advice="name the manufacturer's root in ek_roots, and send its intermediates",
-            )
-        left.remove(issuer)
-        path.append(issuer)
-    # 2. EK Credential Profile, sections 3.2.15 and 3.2.16.
+    _check_use(leaf)
+    trusted = tuple(map(_read, roots))
+    paths, longest = _paths(leaf, others, trusted)
+    failure: EvidenceError | None = None
+    for path in paths:
+        try:
+            _check_path(path, now)
+        except EvidenceError as error:
+            failure = failure or error
+        else:
+            return path
+    raise failure or EvidenceError(
+        f"the endorsement certificate's path ends at {longest[-1].issuer.rfc4514_string()!r}",
+        reason="chain_untrusted",
+        advice="name the manufacturer's root in ek_roots, and send its intermediates",
+    )
+
+
+def _check_use(leaf: x509.Certificate) -> None:
+    # 1. EK Credential Profile, sections 3.2.15 and 3.2.16.
     uses = _extension(leaf, x509.ExtendedKeyUsage)
     constraints = _extension(leaf, x509.BasicConstraints)
     if uses is None or _EK_CERTIFICATE not in uses or (constraints and constraints.ca):
@@ -107,6 +114,45 @@ def verify_endorsement(
             "the certificate is not for an endorsement key (2.23.133.8.1)",
             reason="chain_untrusted",
         )
+
+
+def _paths(
+    leaf: x509.Certificate, others: Iterable[x509.Certificate], trusted: Iterable[x509.Certificate]
+) -> tuple[list[_Path], _Path]:
+    """2. Find the paths to a root, by name and signature.
+
+    A manufacturer may certify one key of an issuer twice, so there may be several.
+
+    Returns:
+        The paths, and the longest that was tried.
+    """
+    roots = dict.fromkeys(trusted)
+    candidates = tuple(dict.fromkeys((*roots, *others)))
+    found: list[_Path] = []
+    waiting: list[_Path] = [(leaf,)]
+    longest, tries = waiting[0], 0
+    while waiting:
+        path = waiting.pop()
+        if path[-1] in roots:
+            found.append(path)
+            continue
+        longest = max(longest, path, key=len)
+        above = [] if len(path) >= MAX_PATH else _named(path, candidates)
+        tries += len(above)
+        if tries > MOST_TRIES:
+            break
+        issuers = [one for one in above if _issued(path[-1], one)]
+        waiting += [(*path, one) for one in reversed(issuers)]
+    return found, longest
+
+
+def _named(path: _Path, candidates: Iterable[x509.Certificate]) -> list[x509.Certificate]:
+    """Return those that have the name of the issuer, without those in the path."""
+    name = path[-1].issuer
+    return [one for one in candidates if one.subject == name and one not in path]
+
+
+def _check_path(path: _Path, now: datetime) -> None:
     # 3. RFC 5280, section 6.1.4 (k) to (n).
     for below, issuer in enumerate(path[1:]):
         may = _extension(issuer, x509.BasicConstraints)
@@ -125,7 +171,6 @@ def verify_endorsement(
                 f"to {one.not_valid_after_utc:%FT%TZ}, the time is {now:%FT%TZ}",
                 reason="certificate_validity",
             )
-    return tuple(path)
 
 
 def _read(der: bytes) -> x509.Certificate:
