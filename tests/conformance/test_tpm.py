@@ -327,6 +327,39 @@ def test_a_manufacturer_that_certified_its_issuer_twice(maker: Maker) -> None:
         assert path[-1].public_bytes(Encoding.DER) == maker.root
 
 
+UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00")
+NAMES = x509.NameConstraints([x509.DirectoryName(_named("Elsewhere"))], None)
+POLICIES = x509.CertificatePolicies([x509.PolicyInformation(x509.ObjectIdentifier("1.2.3"), None)])
+MODEL = x509.SubjectAlternativeName([x509.DirectoryName(_named("Model"))])
+
+
+@pytest.mark.parametrize(
+    ("in_leaf", "in_issuer", "good"),
+    [
+        (MODEL, POLICIES, True),
+        (UNKNOWN, None, False),
+        (None, UNKNOWN, False),
+        (MODEL, NAMES, False),
+    ],
+)
+def test_critical_extensions_that_are_not_processed(
+    maker: Maker,
+    in_leaf: x509.ExtensionType | None,
+    in_issuer: x509.ExtensionType | None,
+    *,
+    good: bool,
+) -> None:
+    """A critical extension that is not processed refuses the path (RFC 5280, section 4.2)."""
+    key, ours = made_quotes.key().private.public_key(), ec.generate_private_key(ec.SECP256R1())
+    middle = maker.certificate("Middle", ours.public_key(), ca=True, also=in_issuer)
+    below = maker.certificate("", key, use=EK_USE, by=("Middle", ours), also=in_leaf)
+    if good:
+        assert len(verify_endorsement([below, middle], [maker.root], now=NOW)) == 3
+        return
+    with refused("chain_untrusted"):
+        verify_endorsement([below, middle], [maker.root], now=NOW)
+
+
 def test_the_search_for_a_path_is_bounded(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Strangers choose the certificates: here, each of them issued each other one."""
     ours = ec.generate_private_key(ec.SECP256R1())

@@ -34,6 +34,17 @@ MOST_TRIES: Final = 64
 _WHAT: Final = "a certificate of the endorsement key"
 _Path = tuple[x509.Certificate, ...]
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
+_PROCESSED: Final = frozenset(
+    {
+        x509.BasicConstraints.oid,
+        x509.KeyUsage.oid,
+        x509.ExtendedKeyUsage.oid,
+        # The TPM's model: nothing here decides by it.
+        x509.SubjectAlternativeName.oid,
+        # Every policy is accepted (RFC 5280, section 6.1.1 (c) and (e)).
+        x509.CertificatePolicies.oid,
+    }
+)
 _EK_CERTIFICATE: Final = x509.ObjectIdentifier("2.23.133.8.1")
 """tcg-kp-EKCertificate (EK Credential Profile, section 3.2.16)."""
 
@@ -82,9 +93,9 @@ def verify_endorsement(
 
     Raises:
         EvidenceError: ``chain_untrusted``: 1. the first one is not for an endorsement key; 2. there
-            is no path to a root; 3. an issuer may not issue. ``certificate_validity``: 4. one is
-            not valid now. ``certificate_malformed``: one cannot be read. If there are several
-            paths, the error is that of the first.
+            is no path to a root; 3. an issuer may not issue; 5. a critical extension is unknown.
+            ``certificate_validity``: 4. one is not valid now. ``certificate_malformed``: one cannot
+            be read. If there are several paths, the error is that of the first.
     """
     leaf, *others = map(_read, chain)
     _check_use(leaf)
@@ -171,6 +182,15 @@ def _check_path(path: _Path, now: datetime) -> None:
                 f"to {one.not_valid_after_utc:%FT%TZ}, the time is {now:%FT%TZ}",
                 reason="certificate_validity",
             )
+    # 5. RFC 5280, sections 6.1.4 (o) and 6.1.5 (f); a root is an anchor, which an operator chose.
+    for one in path[:-1]:
+        for extension in one.extensions:
+            if extension.critical and extension.oid not in _PROCESSED:
+                raise EvidenceError(
+                    f"{one.subject.rfc4514_string()!r} has the critical extension "
+                    f"{extension.oid.dotted_string}, which is not processed here",
+                    reason="chain_untrusted",
+                )
 
 
 def _read(der: bytes) -> x509.Certificate:
