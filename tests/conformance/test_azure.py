@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -270,6 +271,31 @@ async def test_a_host_that_gives_another_certificate_or_none(
             await attester(vtpm, host, TDX).attest(DATA)
     with pytest.raises(EndorsementUnavailableError, match="does not answer"):
         await attester(vtpm, host).attest(DATA)
+
+
+async def test_a_host_that_says_when_is_not_asked_sooner(machine: SimulatedMachine) -> None:
+    """A crowd that asks again before its time is what the host refuses (429, Retry-After)."""
+    report, clock = Report.parse(machine.report(DATA)), PatientClock()
+    async with Host(chain=machine.certificates, later=2, wait="6").running() as host:
+        service = MetadataService(host.url, clock)
+        assert await service.certificates(report) == machine.certificates
+        assert min(clock.slept) >= 6
+        host.later, host.wait = 1, "900"
+        for _ in range(20):
+            with pytest.raises(EndorsementUnavailableError, match="in 900 s"):
+                await service.certificates(report)
+        assert host.hits.total() == 4, "it said so once"
+        with pytest.raises(EndorsementUnavailableError, match="in 900 s"):
+            await service.td_quote(bytes(1024))
+        await clock.sleep(901)
+        assert await service.certificates(report) == machine.certificates
+        # A pause that was too short at the last attempt counts for the next request.
+        host.later, host.wait, host.hits = 99, "7", Counter()
+        with pytest.raises(EndorsementUnavailableError, match="later"):
+            await service.certificates(report)
+        with pytest.raises(EndorsementUnavailableError, match="later"):
+            await service.certificates(report)
+        assert host.hits.total() == 5
 
 
 @pytest.mark.parametrize("answer", ["[]", "5", "{}", "null"])

@@ -102,6 +102,7 @@ class Host:
         chain: DER of VCEK, ASK and ARK.
         quote: makes the quote of a TDREPORT.
         later: how many answers say 429 first.
+        wait: the Retry-After of those.
         certification: what is answered in place of the certificates.
         hits: requests by path.
     """
@@ -109,6 +110,7 @@ class Host:
     chain: tuple[bytes, ...] = ()
     quote: Callable[[bytes], bytes] = lambda _: b""
     later: int = 0
+    wait: str = ""
     certification: str = ""
     hits: Counter[str] = field(default_factory=Counter)
     url: str = ""
@@ -135,7 +137,7 @@ class Host:
             return web.Response(status=400)
         if self.later:
             self.later -= 1
-            return web.Response(status=429)
+            return web.Response(status=429, headers={"Retry-After": self.wait} if self.wait else {})
         return None
 
     async def _certification(self, request: web.Request) -> web.Response:

@@ -2,8 +2,9 @@
 
 Owns two requests to the link-local service of the guest's own host. Invariants: an answer adds no
 trust; sizes, times and the number of requests are bounded; a service that says "later" is asked
-again later. Sources: Microsoft, "Azure Instance Metadata Service" (header ``Metadata``,
-throttling); Azure's guest attestation (``/metadata/THIM/amd/certification``, ``/acc/tdquote``).
+again later, and not before the time that it names (Retry-After). Sources: Microsoft, "Azure
+Instance Metadata Service" (header ``Metadata``, throttling); Azure's guest attestation
+(``/metadata/THIM/amd/certification``, ``/acc/tdquote``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import aiohttp
 from sds.attestation.answers import asking, read_body
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.sources import fits_report
-from sds.backoff import Backoff, uniform
+from sds.backoff import Backoff, retry_after, uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.http_client import client_session
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS: Final = 5
 _BACKOFF: Final = Backoff(first=0.5, longest=8.0)
+_LONGEST_PAUSE_SECONDS: Final = 8.0
+"""The longest Retry-After to wait for; a longer one ends the attempts."""
 _TIMEOUT_SECONDS: Final = 10.0
 _MAX_ANSWER_BYTES: Final = 256 * 1024
 _LATER: Final = frozenset(
@@ -52,6 +55,8 @@ class MetadataService:
     def __init__(self, url: str, clock: Clock) -> None:
         self._url = url.rstrip("/")
         self._clock = clock
+        self._again = 0.0
+        """When the service wants to be asked again, in monotonic time."""
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
         """Fetch the VCEK of this machine, ASK and ARK, if they belong to the report.
@@ -89,6 +94,7 @@ class MetadataService:
             ) from error
 
     async def _ask(self, method: str, path: str, document: object) -> dict[str, Any]:
+        self._require_time(0.0)
         for failures in range(1, ATTEMPTS + 1):
             content = await self._once(method, path, document)
             if content is not None:
@@ -100,10 +106,25 @@ class MetadataService:
                     raise EndorsementUnavailableError(f"{self._url}{path} gave no JSON object")
                 return found
             if failures < ATTEMPTS:
-                await self._clock.sleep(_BACKOFF.seconds(failures, draw=uniform()))
+                wait = self._require_time(_LONGEST_PAUSE_SECONDS)
+                pause = _BACKOFF.seconds(failures, draw=uniform())
+                await self._clock.sleep(max(pause, wait))
         raise EndorsementUnavailableError(
             f"{self._url}{path} asked us {ATTEMPTS} times to try again later"
         )
+
+    def _require_time(self, most: float) -> float:
+        """Return the seconds until the service may be asked.
+
+        Raises:
+            EndorsementUnavailableError: they are more than ``most``.
+        """
+        wait = self._again - self._clock.now().monotonic
+        if wait > most:
+            raise EndorsementUnavailableError(
+                f"{self._url} asked us to try again later, in {wait:.0f} s"
+            )
+        return wait
 
     async def _once(self, method: str, path: str, document: object) -> bytes | None:
         """Fetch one answer, or None if the service says: later."""
@@ -119,6 +140,10 @@ class MetadataService:
             ):
                 content = await read_body(answer, _MAX_ANSWER_BYTES)
         if answer.status in _LATER:
+            now = self._clock.now()
+            self._again = now.monotonic + retry_after(
+                answer.headers.get("Retry-After", ""), now.wall
+            )
             return None
         if answer.status != HTTPStatus.OK or len(content) > _MAX_ANSWER_BYTES:
             raise EndorsementUnavailableError(
