@@ -237,6 +237,8 @@ class SocketCalls:
         self._count_in(connection)
         stream = service.open_stream(entitlement, method, way, peer=peer, owner=owner)
         now = asyncio.get_running_loop().time
+        if isinstance(way, Call):
+            way.at_once = stream.take_at_once
         try:
             async for data in requests:
                 await stream.take(data, now())

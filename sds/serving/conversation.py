@@ -121,6 +121,21 @@ class Conversation:
             self._everything = subscription.wildcard
             session.watch_everything(self, on=subscription.wildcard)
 
+    def acknowledge(self, request: SotwRequest | DeltaRequest) -> bool:
+        """Take a request at once if it is a plain ACK; otherwise do nothing and return False."""
+        subscription = self.subscription
+        if isinstance(request, DeltaRequest):
+            assert isinstance(subscription, DeltaSubscription)  # one method, one kind of request
+            outcome = subscription.acknowledge(request)
+        else:
+            assert isinstance(subscription, SotwSubscription)
+            outcome = subscription.acknowledge(request)
+        if outcome is None:
+            return False
+        self._deliveries.asked(outcome)
+        self.stream.session.answered(self)
+        return True
+
     def has_due(self) -> bool:
         """Say whether :meth:`next` has something to look at."""
         return self._beats or self.subscription.has_due()

@@ -147,13 +147,48 @@ class Stream:
             self._writing = True
             await self._write_what_is_due()
 
+    def take_at_once(self, data: bytes, now: float) -> bool:
+        """Take a request if it only ACKs a response, as nearly every request does.
+
+        The arguments are those of :meth:`take`.
+
+        Returns:
+            Whether it was taken. If not, nothing has changed, and it is one for :meth:`take`.
+        """
+        if self._taking or self.ending is not None:
+            return False
+        try:
+            self._bucket.take(now)
+        except LimitError:
+            return False
+        if not self._acknowledge(data):
+            self._bucket.give_back()
+            return False
+        self._observer.count(REQUEST, self.method)
+        return True
+
+    def _acknowledge(self, data: bytes) -> bool:
+        """Do what :meth:`take_at_once` does, apart from counting."""
+        try:
+            parsed = self._small(data)
+        except ProtocolError:
+            return False  # the call ends with it, where it is read again
+        if parsed is None:
+            return False
+        conversation = self.conversations.get(parsed.type_url)
+        return conversation is not None and conversation.acknowledge(parsed.request)
+
+    def _small(self, data: bytes) -> ParsedSotw | ParsedDelta | None:
+        limit = self._limits.names_per_stream
+        if self.method in DELTA_METHODS:
+            return small_delta_request(data, max_names=limit)
+        return small_discovery_request(data, max_names=limit)
+
     async def _take(self, data: bytes) -> None:
         limit = self._limits.names_per_stream
-        is_delta = self.method in DELTA_METHODS
-        at_once = small_delta_request if is_delta else small_discovery_request
-        parsed: ParsedSotw | ParsedDelta | None = at_once(data, max_names=limit)
+        parsed = self._small(data)
         if parsed is None:
-            read = delta_discovery_request if is_delta else discovery_request
+            read = delta_discovery_request if self.method in DELTA_METHODS else discovery_request
             work: Slices[ParsedSotw | ParsedDelta] = read(data, max_names=limit)
             parsed = await self._pace.run(work)
         if not self._met:  # only the first request of a stream must carry the node

@@ -18,6 +18,7 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``connection``        the protocol of one connection, without I/O
 ``messages``          gRPC's length-prefixed messages, time-outs and status texts
 ``call``              one remote call: what a handler reads from and writes to
+``link``              what a call needs of its connection
 ``handling``          a handler run for one call
 ``rate``, ``shares``  how often, and how much
 ``budget``            what each owner of connections uses

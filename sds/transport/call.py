@@ -5,16 +5,17 @@ that interface that our handlers and grpc's health and reflection services use: 
 ``invocation_metadata``, ``write``, ``abort``, and the requests as an asynchronous iterator. One
 method is our own: ``caller``.
 
-Invariants: a handler is woken by a job of its owner, and a handler that reads or writes much in one
-step waits for its owner's next turn (:mod:`sds.transport.turns`); the messages that wait for a slow
-handler take no more than the stream's window and the message that is being received; a write
-returns when the transport can take another, so a slow reader holds up only its own handler; after
-the call is over, a write raises :class:`~sds.errors.CallEndedError`, and nothing more is sent.
+Invariants: a handler is woken by a job of its owner, unless it lets small messages be taken without
+it (:attr:`Call.at_once`); a handler that reads or writes much in one step waits for its owner's
+next turn (:mod:`sds.transport.turns`); the messages that wait for a slow handler take no more than
+the stream's window and the message that is being received; a write returns when the transport can
+take another, so a slow reader holds up only its own handler; after the call is over, a write raises
+:class:`~sds.errors.CallEndedError`, and nothing more is sent.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
 
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from sds.transport.budget import Owner
-    from sds.transport.turns import Turns
+    from sds.transport.link import Link
 
 _ENDED: Final = RequestHead(b"", "", ())
 """The head of a call that is over, which nobody needs."""
@@ -40,78 +40,6 @@ _UNNOTICED_BYTES: Final = 512
 
 class AbortedError(Exception):
     """Raised by :meth:`Call.abort` to leave a handler that ended its call with a status."""
-
-
-class Link(Protocol):
-    """What a call needs of its connection."""
-
-    @property
-    def peer(self) -> str:
-        """Return the connection's name."""
-        ...
-
-    @property
-    def caller(self) -> object:
-        """Return the object that the connection was given at accept."""
-        ...
-
-    @property
-    def owner(self) -> Owner:
-        """Return the owner whose budget the connection uses."""
-        ...
-
-    def send(self, stream: int, message: bytes) -> bool:
-        """Send a message, or queue what cannot be sent yet; say whether another one may follow.
-
-        Raises:
-            LimitError: it would have to wait, and the owner may not hold so much.
-        """
-        ...
-
-    def blocked(self, stream: int) -> bool:
-        """Say whether something of this stream, or of the whole connection, waits to be sent."""
-        ...
-
-    def finish(self, stream: int, status: int, message: str) -> None:
-        """End the stream."""
-        ...
-
-    def cut(self, stream: int) -> None:
-        """End the stream at once, or the whole connection if its client reads nothing."""
-        ...
-
-    def client_left(self) -> bool:
-        """Say whether the client sends nothing more, although that may be unread yet."""
-        ...
-
-    def taken(self, stream: int, count: int) -> None:
-        """Note that the request has room for so many more bytes."""
-        ...
-
-    def hold(self, count: int) -> None:
-        """Count bytes that are held in addition for this connection; negative ones were let go.
-
-        Raises:
-            LimitError: that is too many; they count nevertheless.
-        """
-        ...
-
-    def wake(self, future: asyncio.Future[None]) -> None:
-        """Let the handler that waits for ``future`` go on when it is the owner's turn."""
-        ...
-
-    @property
-    def turns(self) -> Turns:
-        """Return the turns of the event loop."""
-        ...
-
-    async def turn(self) -> None:
-        """Return when it is the owner's turn again."""
-        ...
-
-    def soon(self, job: Callable[[], bool]) -> None:
-        """Run a job in the owner's turns, until it says that nothing is left."""
-        ...
 
 
 class Call:
@@ -133,6 +61,7 @@ class Call:
         "_untold",
         "_wake_reader",
         "_wake_writer",
+        "at_once",
         "deadline",
         "over",
         "owner",
@@ -168,6 +97,11 @@ class Call:
         """The owner whose budget the call uses."""
         self._wake_reader: asyncio.Future[None] | None = None
         self._wake_writer: asyncio.Future[None] | None = None
+        self.at_once: Callable[[bytes, float], bool] | None = None
+        """Is offered each small message that comes alone while the handler waits for one, with the
+        seconds of the loop's clock. It takes the message, or returns False and has done nothing:
+        then the handler is woken and gets the message. It never raises. Waking costs more than
+        what most small messages need."""
         self.deadline: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -372,6 +306,8 @@ class Call:
         except ProtocolError as error:
             self._refuse(error)
             whole = False
+        if whole and self._take_at_once():
+            return
         if not whole and self._wake_reader is not None and not self._any:
             self._tell_taken()  # only while the handler reads: else the window bounds what waits
         if (whole or self._any or self._ended or self.over) and self._wake_reader is not None:
@@ -393,6 +329,7 @@ class Call:
     def close(self) -> None:
         """Close the call, because its stream is over, with or without a status."""
         self.over = True
+        self.at_once = None  # it refers to what the handler has; this breaks the circle
         self._reader = MessageReader(0)
         self._given = 0
         self._head = _ENDED
@@ -422,6 +359,23 @@ class Call:
                 self.task.cancel()
                 self._turns.promise(self.owner)
         return False
+
+    def _take_at_once(self) -> bool:
+        """Offer the message to :attr:`at_once`; say whether it was taken."""
+        if self.at_once is None or self._wake_reader is None or self._any or self._ended:
+            return False
+        message = self._reader.whole
+        if (
+            message is None
+            or self._reader.held > _UNNOTICED_BYTES
+            or self._turns.step_is_long()
+            or not self.at_once(message, self._loop.time())
+        ):
+            return False
+        if not self.over:
+            self._reader.take()
+            self._tell_taken()
+        return True
 
     def _hold(self) -> None:
         self._held = held = self._reader.held + self._given + self._head.held

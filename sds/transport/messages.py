@@ -48,7 +48,7 @@ class MessageReader:
     once, and one that comes alone in parts is copied once more at most.
     """
 
-    __slots__ = ("_at", "_held", "_most", "_size", "_whole", "held")
+    __slots__ = ("_at", "_held", "_most", "_size", "held", "whole")
 
     def __init__(self, most: int) -> None:
         """Make a reader for messages of at most ``most`` bytes."""
@@ -60,8 +60,8 @@ class MessageReader:
         """The offset at which the next message begins."""
         self._size = 0
         """The length of the next message with its prefix; 0 while it is unknown."""
-        self._whole: bytes | None = None
-        """A message that came alone and whole, before what is in ``_held``."""
+        self.whole: bytes | None = None
+        """The next message, if it came alone; the bytes of any others wait elsewhere."""
 
     def feed(self, pieces: Sequence[memoryview]) -> int:
         """Take the next bytes, in order, and return how many; they are copied, no view is kept."""
@@ -70,11 +70,11 @@ class MessageReader:
             size += len(piece)
         self.held += size
         first = self._held or (pieces[0] if pieces else self._held)
-        if self._whole is None and not self._at and self._is_one(first, len(self._held) + size):
+        if self.whole is None and not self._at and self._is_one(first, len(self._held) + size):
             if self._held:
                 pieces = [memoryview(self._held), *pieces]
                 self._held, self._size = bytearray(), 0
-            self._whole = b"".join([pieces[0][PREFIX_BYTES:], *pieces[1:]])
+            self.whole = b"".join([pieces[0][PREFIX_BYTES:], *pieces[1:]])
             return size
         for piece in pieces:
             self._held += piece
@@ -94,7 +94,7 @@ class MessageReader:
             LimitError: it is larger than the limit.
             MalformedRequestError: ``compressed_message``: it is compressed.
         """
-        if self._whole is not None:
+        if self.whole is not None:
             return True
         left = len(self._held) - self._at
         if not self._size:
@@ -109,8 +109,8 @@ class MessageReader:
         Raises:
             ProtocolError: as for :meth:`has_message`.
         """
-        if self._whole is not None:
-            whole, self._whole = self._whole, None
+        if self.whole is not None:
+            whole, self.whole = self.whole, None
             self.held -= PREFIX_BYTES + len(whole)
             return whole
         if not self.has_message():

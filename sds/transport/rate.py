@@ -73,3 +73,7 @@ class TokenBucket:
         if full_at - now > self._window:
             raise LimitError(f"more than {1 / self._interval:g} {self._what}", advice=self._advice)
         self._full_at = full_at
+
+    def give_back(self) -> None:
+        """Give back the token that was taken last."""
+        self._full_at -= self._interval

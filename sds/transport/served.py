@@ -295,7 +295,7 @@ class ServedConnection:
             self._http2.feed(data)
         return bool(data)
 
-    # --- sds.transport.call.Link ----------------------------------------------------------------
+    # --- sds.transport.link.Link ----------------------------------------------------------------
 
     def send(self, stream: int, message: bytes) -> bool:
         endpoint = self._endpoint

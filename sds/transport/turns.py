@@ -132,13 +132,15 @@ class Turns:
             self.queue(owner, connection, job)
 
     def _do(self, account: Account, job: Job, now: float) -> bool:
-        began = self._clock()
+        outer, self._step_began = self._step_began, self._clock()
+        began = self._step_began
         try:
             return job()
         except Exception as error:  # noqa: BLE001  the boundary between one client and the loop
             report("connection", error)
             return False
         finally:
+            self._step_began = outer
             took = self._clock() - began
             self._spend(took)
             account.processor.use(took, now)
@@ -241,5 +243,5 @@ class Turns:
         owner.account.stepped(took, self._loop.time())
 
     def step_is_long(self) -> bool:
-        """Say whether the handler that runs should wait for its next turn."""
+        """Say whether the handler or the job that runs should leave the rest to its next turn."""
         return self._clock() - self._step_began > STEP_SECONDS

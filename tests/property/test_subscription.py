@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from sds.serving.subscription import (
     SotwRequest,
     SotwSubscription,
 )
+from sds.serving.subscription.state import Watch
 from tests.support.xds_model import NAMES, Client, Request, Response, World
 
 if TYPE_CHECKING:
@@ -49,6 +51,19 @@ class WorldView:
         return self.world.everything()
 
 
+def state_of(core: Any) -> dict[str, Any]:
+    """Return everything that a subscription knows."""
+    found = {}
+    for kind in type(core).__mro__:
+        for name in getattr(kind, "__slots__", ()):
+            found[name] = getattr(core, name, None)
+    found["_watches"] = {
+        name: [getattr(watch, field) for field in Watch.__slots__]
+        for name, watch in core._watches.items()
+    }
+    return found
+
+
 class Machine(RuleBasedStateMachine):
     """One client, one stream at a time, responses delayed at will."""
 
@@ -73,25 +88,36 @@ class Machine(RuleBasedStateMachine):
         self.core = DeltaSubscription() if self.delta else SotwSubscription()
 
     def deliver(self, request: Request) -> None:
-        if self.delta:
-            outcomes = self.core.outcomes(
-                DeltaRequest(
-                    request.subscribe,
-                    request.unsubscribe,
-                    request.initial,
-                    request.nonce,
-                    request.error,
-                )
-            )
-        else:
-            outcomes = self.core.outcomes(SotwRequest(request.names, request.nonce, request.error))
+        asked = self.as_asked(request)
+        before = copy.deepcopy(self.core)
+        at_once = self.core.acknowledge(asked)
+        if at_once is None:
+            assert state_of(self.core) == state_of(before)
+            outcomes = self.core.outcomes(asked)
+        else:  # it did what the long way does
+            outcomes = before.outcomes(asked)
         outcome, *rest = outcomes
         assert not any(one.acked or one.nacked for one in rest)  # answers come with the first
         assert bool(outcome.nacked) <= (request.error is not None)
         assert not (outcome.acked and outcome.nacked)
         for receipt in outcome.acked:
             self.acked[receipt.name] = receipt.version
+        if at_once is not None:
+            assert (at_once, []) == (outcome, rest)
+            assert state_of(self.core) == state_of(before)
+            assert not self.core.has_due()
         self.respond()
+
+    def as_asked(self, request: Request) -> DeltaRequest | SotwRequest:
+        if not self.delta:
+            return SotwRequest(request.names, request.nonce, request.error)
+        return DeltaRequest(
+            request.subscribe,
+            request.unsubscribe,
+            request.initial,
+            request.nonce,
+            request.error,
+        )
 
     def respond(self) -> None:
         while True:

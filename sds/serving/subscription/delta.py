@@ -26,6 +26,20 @@ class DeltaSubscription(Subscription[R]):
 
     __slots__ = ()
 
+    def acknowledge(self, request: DeltaRequest) -> Outcome | None:
+        """Take a request that ACKs a response and does nothing else, as nearly every request does.
+
+        Otherwise return None: nothing has changed, and the request is one for :meth:`outcomes`.
+        """
+        if (
+            request.error is not None
+            or request.subscribe
+            or request.unsubscribe
+            or self.wildcard  # the ACK may make names due that the wildcard does not cover
+        ):
+            return None
+        return self._acknowledge(request.nonce)
+
     def outcomes(self, request: DeltaRequest) -> Iterator[Outcome]:
         """Take one request in slices; finish it before taking the next one."""
         outcome = Outcome()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sds.serving.names import name_cost
 from sds.serving.slices import sliced
 from sds.serving.subscription.messages import Outcome, R
-from sds.serving.subscription.state import WILDCARD, Subscription, Watch
+from sds.serving.subscription.state import FEW, WILDCARD, Subscription, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -30,6 +30,25 @@ class SotwSubscription(Subscription[R]):
         """Whether the client named a resource on this stream; then an empty list is no wildcard."""
         self._client_nonce = ""
         """The nonce that the client answered last."""
+
+    def acknowledge(self, request: SotwRequest) -> Outcome | None:
+        """Take a request that ACKs the newest response and asks for the same names as before.
+
+        Nearly every request is one. Otherwise return None: nothing has changed, and the request is
+        one for :meth:`outcomes`.
+        """
+        if (
+            request.error is not None
+            or request.nonce != self._last_nonce
+            or self.wildcard
+            or len(request.names) > FEW
+            or not self._asks_for(dict.fromkeys(request.names))
+        ):
+            return None
+        outcome = self._acknowledge(request.nonce)
+        if outcome is not None:
+            self._client_nonce = request.nonce
+        return outcome
 
     def outcomes(self, request: SotwRequest) -> Iterator[Outcome]:
         """Take one request in slices; finish it before taking the next one."""

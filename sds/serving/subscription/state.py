@@ -24,6 +24,8 @@ MAX_OUTSTANDING: Final = 32
 """The most responses that wait for an ACK; beyond that the oldest one is forgotten."""
 _KEPT_CHARACTERS: Final = 512
 """How many characters of a client's refusal are kept for each name."""
+FEW: Final = 16
+"""The most names and resources of an ACK that is entered at once."""
 RESPONSE_BYTES: Final = 256 * 1024
 """Once a response has this much content, the rest goes into the next one."""
 
@@ -118,6 +120,15 @@ class Subscription(Generic[R]):
         del self._watches[name]
         self._due.take(name)
         self._refused.take(name)
+
+    def _acknowledge(self, nonce: str) -> Outcome | None:
+        """Enter the ACK of a small response; None, with nothing entered, if it is no such ACK."""
+        receipts = self._outstanding.get(nonce)
+        if receipts is None or len(receipts) > FEW:
+            return None
+        outcome = Outcome()
+        self._settle(outcome, nonce, None)
+        return outcome
 
     def _settle(self, outcome: Outcome, nonce: str, error: str | None) -> bool:
         """Enter an ACK or a NACK; return False if no response with this nonce waits for one."""
