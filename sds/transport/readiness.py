@@ -30,7 +30,8 @@ _INPUT_ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
 class InputReadiness:
     """The sockets of one event loop; :meth:`of` gives them."""
 
-    _of: ClassVar[weakref.WeakKeyDictionary[Any, InputReadiness]] = weakref.WeakKeyDictionary()
+    _of: ClassVar[weakref.WeakValueDictionary[Any, InputReadiness]] = weakref.WeakValueDictionary()
+    """By loop; each socket keeps the object, which refers to the loop and its sockets."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -42,7 +43,8 @@ class InputReadiness:
         """Return the sockets of a loop."""
         found = cls._of.get(loop)
         if found is None:
-            found = cls._of[loop] = cls(loop)
+            found = cls(loop)
+            cls._of[loop] = found
         return found
 
     def expect(self, descriptor: int, tell: Callable[[], None]) -> None:

@@ -49,7 +49,9 @@ _NEVER: Final = float("inf")
 class Turns:
     """The turns of one event loop; :meth:`of` gives them."""
 
-    _of: ClassVar[weakref.WeakKeyDictionary[Any, Turns]] = weakref.WeakKeyDictionary()
+    _of: ClassVar[weakref.WeakValueDictionary[Any, Turns]] = weakref.WeakValueDictionary()
+    """By loop. Who uses the turns keeps them: as they refer to the loop and to what waits, nothing
+    of a closed loop would ever be freed if they were kept here."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -73,10 +75,11 @@ class Turns:
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> Turns:
-        """Return the turns of a loop."""
+        """Return the turns of a loop; who uses them keeps the result."""
         found = cls._of.get(loop)
         if found is None:
-            found = cls._of[loop] = cls(loop)
+            found = cls(loop)
+            cls._of[loop] = found
         return found
 
     def now(self) -> float:

@@ -191,7 +191,10 @@ class FrontDoor:
         """Accept for ``host`` until cancelled, and then close every connection."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._accept_on = guarded("accept", lambda on: self._accept_some(host, tasks, on))
+                turns = Turns.of(asyncio.get_running_loop())
+                self._accept_on = guarded(
+                    "accept", lambda on: self._accept_some(host, tasks, turns, on)
+                )
                 for listener in self._listeners:
                     self._watch(listener)
                 try:
@@ -215,9 +218,10 @@ class FrontDoor:
             asyncio.get_running_loop().remove_reader(listener.socket)
             listener.socket.close()
 
-    def _accept_some(self, host: Host, tasks: asyncio.TaskGroup, on: _Listener) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+    def _accept_some(
+        self, host: Host, tasks: asyncio.TaskGroup, turns: Turns, on: _Listener
+    ) -> None:
+        now = asyncio.get_running_loop().time()
 
         def take(accepted: socket.socket) -> None:
             with contextlib.ExitStack() as owned:
@@ -225,7 +229,7 @@ class FrontDoor:
                 self._accepted(host, tasks, accepted, owned, pod_uid=on.pod_uid)
 
         try:
-            more = accept_some(on.socket, Turns.of(loop), take, most=_ACCEPTS_AT_ONCE)
+            more = accept_some(on.socket, turns, take, most=_ACCEPTS_AT_ONCE)
         except OSError as error:
             self._pause(error, on)
             return
