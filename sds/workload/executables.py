@@ -47,6 +47,10 @@ _MIB: Final = 1 << 20
 _T = TypeVar("_T")
 
 
+class ExecutableRefusedError(WorkloadError):
+    """The agent never reads such a file: it is not one that it has read before."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executable:
     """A running executable.
@@ -54,7 +58,8 @@ class Executable:
     Attributes:
         path: from which it was started, as the process's own mount namespace names it; another
             file may have that path now, and a process that can mount can choose it.
-        sha256: the SHA-256 of its content, lower-case hexadecimal; None if nobody asked.
+        sha256: the SHA-256 of its content, lower-case hexadecimal; None if nobody asked, or if it
+            is not the file that the process executed at the first look.
         fingerprint: device, inode, size and times of the file.
     """
 
@@ -132,10 +137,11 @@ class Executables:
 
         Raises:
             PeerGoneError: the process has ended.
+            ExecutableRefusedError: ``executable_unreadable``: it is too large, or is on a file
+                system whose content its own user can forge.
             WorkloadError: ``executable_unreadable``: it may not be read (another user's process,
-                without CAP_SYS_PTRACE), is too large, or is on a file system whose content its
-                own user can forge. ``executable_late``: a look took too long, or its owner has
-                caused too much work.
+                without CAP_SYS_PTRACE). ``executable_late``: a look took too long, or its owner
+                has caused too much work.
         """
         owner = self._owner(peer.owner)
         await owner.turn.acquire()
@@ -152,6 +158,8 @@ class Executables:
                 reason="executable_late",
             )
         found = await self._ask(self._looking, owner, peer, None, self.limits.look_seconds)
+        if peer.executed not in (None, found.fingerprint[:2]):
+            digest = False  # it counts no longer, and must not depend on what is left to hash
         sha256 = await self._digest(owner, peer, found.fingerprint) if digest else None
         return Executable(path=found.path, sha256=sha256, fingerprint=found.fingerprint)
 
@@ -203,7 +211,7 @@ class Executables:
                 advice="if /proc is mounted with hidepid, give the agent CAP_SYS_PTRACE",
             )
         if "error" in said:
-            raise WorkloadError(
+            raise (ExecutableRefusedError if said.get("never") else WorkloadError)(
                 f"the executable of process {peer.pid}: {said['error']}",
                 reason="executable_unreadable",
                 advice=said.get("advice", ""),

@@ -11,7 +11,8 @@ It reads JSON objects from its standard input, one on each line, and answers eac
     → ``{"path": …, "fingerprint": […]}``: the file that process 7 executes, and its identity.
 ``{"pid": 7, "most": …, "digest": [fingerprint]}``
     → the same and ``"sha256"``, if the file has that fingerprint before and after hashing.
-Failures: ``{"gone": true}``, or ``{"error": "text"}``, sometimes with ``"advice"``.
+Failures: ``{"gone": true}``, or ``{"error": "text"}``, sometimes with ``"advice"``; and with
+``"never": true`` if such a file is never read, so it is not one that was read before.
 
 Invariants: a file is opened for reading only if its mount is known not to be FUSE; no file larger
 than ``most`` is read; the hashed file is the one that the process runs, not the one that has its
@@ -41,12 +42,24 @@ _FORGED: Final = "its user may serve it, and show us other content than the kern
 
 
 class _UnreadableError(Exception):
-    """Nothing can be said about this executable; has the reason and an advice."""
+    """Nothing can be said about this executable; has the reason and an advice.
+
+    Attributes:
+        never: whether such a file is never read, whenever we look.
+    """
+
+    never = True
 
     def __init__(self, why: str, advice: str = "") -> None:
         super().__init__(why)
         self.why = why
         self.advice = advice
+
+
+class _ChangedError(_UnreadableError):
+    """Something changed during the look; another look may succeed."""
+
+    never = False
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +70,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         handle = os.open(f"/proc/{pid}/exe", os.O_PATH | os.O_CLOEXEC)
         try:
             if os.readlink(f"/proc/{pid}/exe") != path:
-                raise _UnreadableError("its process executed another file meanwhile")
+                raise _ChangedError("its process executed another file meanwhile")
             _check_mount(pid, handle)
             # Open the same file again for reading, and never another one that has its path.
             file = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
@@ -68,7 +81,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except (FileNotFoundError, ProcessLookupError):
         return {"gone": True}
     except _UnreadableError as error:
-        return {"error": error.why, "advice": error.advice}
+        return {"error": error.why, "advice": error.advice, "never": error.never}
     except OSError as error:
         return {
             "error": f"it cannot be read: {error.strerror}",
@@ -92,10 +105,10 @@ def _look(opened: FileIO, path: str, most: int, wanted: list[int] | None) -> dic
     }
     if wanted is not None:
         if said["fingerprint"] != wanted:
-            raise _UnreadableError("it changed while the agent looked at it")
+            raise _ChangedError("it changed while the agent looked at it")
         said["sha256"] = _sha256(opened, most)
         if _fingerprint(os.fstat(opened.fileno())) != wanted:
-            raise _UnreadableError("it changed while it was read")
+            raise _ChangedError("it changed while it was read")
     return said
 
 
@@ -110,7 +123,7 @@ def _sha256(opened: FileIO, most: int) -> str:
     while chunk := opened.read(min(_CHUNK_BYTES, left + 1)):
         left -= len(chunk)
         if left < 0:
-            raise _UnreadableError("it grew while it was read")
+            raise _ChangedError("it grew while it was read")
         digest.update(chunk)
     return digest.hexdigest()
 

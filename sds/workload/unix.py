@@ -3,7 +3,8 @@
 Invariants: the executable is the file that the process runs (a separate process opens it, see
 :mod:`sds.workload.executables`), never the file that has its path now; if an executable cannot be
 read, path and digest are unknown, so no rule on them is decided; a process that executes another
-program after its first look has no identity on that connection from then on.
+program after its first look has no path and no digest on that connection from then on, even if that
+program is one that the agent never reads.
 
 docs/adr/0605-what-an-executable-proves.md says what these selectors prove and what not.
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from sds.errors import ConfigurationError, PeerGoneError, WorkloadError
 from sds.outside import words_of
 from sds.workload.entitlement import Selector
-from sds.workload.executables import ExecutableLimits, Executables
+from sds.workload.executables import ExecutableLimits, ExecutableRefusedError, Executables
 from sds.workload.facts import Facts
 from sds.workload.peer import MOST_GROUPS
 from sds.workload.unmapped import UnmappedIds, unmapped_ids
@@ -76,7 +77,10 @@ class UnixAttestor:
             except PeerGoneError:
                 raise
             except WorkloadError as error:
-                unknown |= dict.fromkeys(EXECUTABLE_TYPES, error)
+                if isinstance(error, ExecutableRefusedError) and peer.executed is not None:
+                    peer.executed = ()
+                else:
+                    unknown |= dict.fromkeys(EXECUTABLE_TYPES, error)
             else:
                 found |= _selectors(executable, peer)
         peer.check()

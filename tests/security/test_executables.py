@@ -99,6 +99,29 @@ async def test_an_executable_that_its_user_serves(tmp_path: Path, behaviour: str
         await nothing_stays_open(before)
 
 
+async def test_a_process_that_executes_what_its_user_serves_loses_its_identity(
+    tmp_path: Path, shared: Path
+) -> None:
+    """That file is not looked at, and is certainly not the one of the first look."""
+    program = Path(shutil.copy(PYTHON, shared / "good"))
+    mapping = rules({"unix:path": str(program), "unix:sha256": DIGEST})
+    attestors = [UnixAttestor(Executables(SystemClock()))]
+    async with (
+        served_by_its_user(tmp_path) as (other, _),
+        front_door(shared, attestors=attestors, rules=mapping, timing=FAST) as door,
+        running(
+            [str(program), "-S", str(CLIENT), str(door.path), "exec", str(other)],
+            env=ENVIRONMENT,
+            stdin=asyncio.subprocess.PIPE,
+        ) as process,
+    ):
+        await process.line(f"is {R0}")
+        (entitlement,) = door.entitlements
+        await process.tell()
+        await until(lambda: entitlement.ended)
+        await process.line("after exec")
+
+
 async def test_no_name_of_a_mount_point_makes_fuse_look_like_a_disk(tmp_path: Path) -> None:
     """The kernel writes a carriage return in a directory's name as it is."""
     mounted = served_by_its_user(tmp_path, "x\r-\rext4\r")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sds.clock import SystemClock
+from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.recognition import Timing
+from sds.workload.unix import UnixAttestor
 from tests.support import need
 from tests.support.front_door import front_door, rules, unix, until
 from tests.support.node import enterable_folder
@@ -137,6 +141,34 @@ async def test_a_process_that_executes_another_program_loses_the_identity(
         # Its connection lives, because the process does; it is nobody now. What it asked before
         # the next look at it may still have been answered: docs/kubernetes.md says so.
         await process.line("after exec")
+        await until(lambda: not door.keeper.kept)
+
+
+@pytest.mark.parametrize("how", ["too large", "no budget"])
+async def test_a_process_that_executes_a_program_that_is_not_read_loses_the_identity(
+    shared: Path, client: list[str], how: str
+) -> None:
+    """Otherwise it would be its choice that what it runs is unknown, and it kept what it had."""
+    path, other = Path(client[0]), executable(shared / "other", b"other")
+    size = path.stat().st_size
+    os.truncate(other, 4 * size)
+    largest = 2 * size if how == "too large" else 8 * size
+    executables = Executables(SystemClock(), ExecutableLimits(largest=largest, burst=2 * size))
+    mapping = rules({"unix:sha256": digest(path)})
+    async with (
+        front_door(
+            shared, attestors=[UnixAttestor(executables)], rules=mapping, timing=FAST
+        ) as door,
+        running(
+            [*client, str(door.path), "exec", str(other)],
+            env=ENVIRONMENT,
+            stdin=asyncio.subprocess.PIPE,
+        ) as process,
+    ):
+        await process.line(f"is {R0}")
+        (entitlement,) = door.entitlements
+        await process.tell()
+        await until(lambda: entitlement.ended)
         await until(lambda: not door.keeper.kept)
 
 
