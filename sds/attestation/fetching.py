@@ -1,9 +1,10 @@
 """Fetches public collateral from its publishers: Intel's PCS or a PCCS, and AMD's KDS.
 
-Owns the requests, the checks of answers, and how they reach the disk. Invariants: nothing is
-written before its signature is verified, and before it is known to be current and to be what was
-requested; a file is replaced as a whole, and never by an older one; sizes, times and the number of
-requests are bounded; a publisher that says "later" (429, 503 with Retry-After) is not asked sooner.
+Owns the requests and the checks of answers; ``attestation.storing`` writes them. Invariants:
+nothing is written before its signature is verified, and before it is known to be current and to be
+what was requested; documents that no one chain vouches for are not written; sizes, times and the
+number of requests are bounded; a publisher that says "later" (429, 503 with Retry-After) is not
+asked sooner.
 
 Sources: Intel's PCS API, version 4 (``/tdx/certification/v4/tcb``, ``/qe/identity``,
 ``/sgx/certification/v4/pckcrl``, ``/rootcacrl`` of a PCCS); AMD 57230, section 4.4 (``/crl``).
@@ -11,9 +12,9 @@ Sources: Intel's PCS API, version 4 (``/tdx/certification/v4/tcb``, ``/qe/identi
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
@@ -24,11 +25,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sds import threads
 from sds.attestation.answers import asking, read_body
 from sds.attestation.pem import unhexed
-from sds.attestation.revocation import highest_numbers, read_revocation_list, require_no_older
 from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.chain import amd_certificates
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.revocation import read_amd_list
+from sds.attestation.storing import Fetched, store
 from sds.attestation.tdx.chain import (
     ROOT_NAME,
     TCB_SIGNING_CHAIN,
@@ -44,12 +45,11 @@ from sds.attestation.tdx.collateral import (
 )
 from sds.attestation.tdx.tcb import read_enclave_identity, read_recoveries, read_tcb_info
 from sds.backoff import LATER, Backoff, retry_after, uniform
-from sds.errors import ConfigurationError, EndorsementUnavailableError, EvidenceError
-from sds.files import read_file, replace_file
+from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.http_client import client_session
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from sds.attestation.revocation import RevocationList
@@ -98,21 +98,6 @@ class Wanted:
         if self.recovery is not None:
             return f"tcbEvaluationDataNumber={self.recovery}"
         return f"update={self.update}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
-    """A file that is up to date now.
-
-    Attributes:
-        path: the file.
-        next_update: until when it is valid.
-        changed: whether this call wrote it.
-    """
-
-    path: Path
-    next_update: datetime
-    changed: bool
 
 
 class _UnknownThereError(Exception):
@@ -191,7 +176,7 @@ class Fetcher:
         issuers = (*own, *amd_certificates())
         one = read_amd_list(answer.body, issuers=issuers, origin="the answer")
         lists = [(folder / f"{product}.crl", self._current(one, f"ARK-{name}"))]
-        return await threads.COLLATERAL.run(_store, [], lists)
+        return await threads.COLLATERAL.run(store, [], lists)
 
     async def _tdx(
         self,
@@ -202,7 +187,7 @@ class Fetcher:
         wanted = self._wanted
         tdx = f"{wanted.pcs}/tdx/certification/v4"
         files: list[tuple[Path, bytes, datetime]] = []
-        chain = b""
+        chain, key = b"", None
         for fmspc in wanted.fmspcs:
             url = f"{tdx}/tcb?fmspc={fmspc}&{wanted.which}"
             try:
@@ -211,13 +196,21 @@ class Fetcher:
                 failures.append(error.failure)
                 continue
             chain = _chain(answer, "TCB-Info-Issuer-Chain")
-            until = self._document(answer.body, chain, "tcbInfo", fmspc)
+            key = self._key(chain)
+            until = self._document(answer.body, key, "tcbInfo", fmspc)
             files.append((folder / f"tcb_info-{fmspc.lower()}.json", answer.body, until))
-        if not files:
+        if key is None:
             return []
+        # All are verified under the stored chain, because a folder has only one.
+        for path, body, _ in files:
+            if not _holds(body, key):
+                raise EvidenceError(
+                    f"{path.name} is by another signer than the answer that came last",
+                    reason="collateral_untrusted",
+                    advice="ask again later, or another cache: this one renews them one by one",
+                )
         answer = await self._get(session, f"{tdx}/qe/identity?{wanted.which}")
-        # Verified under the stored chain, because a folder has only one.
-        until = self._document(answer.body, chain, "enclaveIdentity", "")
+        until = self._document(answer.body, key, "enclaveIdentity", "")
         files.append((folder / QE_IDENTITY, answer.body, until))
         lists = []
         for authority in wanted.authorities:
@@ -230,7 +223,8 @@ class Fetcher:
         lists.append((folder / "root.crl", self._intel(answer.body, ROOT_NAME)))
         signer = min(until for _, _, until in files)
         files.insert(0, (folder / SIGNING_CHAIN, chain, signer))
-        return await threads.COLLATERAL.run(_store, files, lists)
+        held = partial(_holds, key=key)
+        return await threads.COLLATERAL.run(store, files, lists, held)
 
     async def recoveries(self) -> list[Recovery]:
         """Fetch the TCB recoveries for which the publisher has documents now, the newest first.
@@ -244,10 +238,11 @@ class Fetcher:
             url = f"{self._wanted.pcs}/tdx/certification/v4/tcbevaluationdatanumbers"
             answer = await self._get(session, url)
         chain = _chain(answer, "TCB-Evaluation-Data-Numbers-Issuer-Chain")
-        document = self._signed(answer.body, chain, "tcbEvaluationDataNumbers")
+        document = self._signed(answer.body, self._key(chain), "tcbEvaluationDataNumbers")
         return read_recoveries(document)
 
-    def _signed(self, body: bytes, chain: bytes, expected: str) -> SignedDocument:
+    def _key(self, chain: bytes) -> ec.EllipticCurvePublicKey:
+        """Return the key of a TCB signing chain to a trusted root."""
         signer = link_chain(
             chain,
             names=TCB_SIGNING_CHAIN,
@@ -256,10 +251,15 @@ class Fetcher:
         )
         key = signer.leaf.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)  # link_chain checked it
+        return key
+
+    def _signed(self, body: bytes, key: ec.EllipticCurvePublicKey, expected: str) -> SignedDocument:
         return signed_document(body, key=key, expected=expected, now=self._clock.now().wall)
 
-    def _document(self, body: bytes, chain: bytes, expected: str, fmspc: str) -> datetime:
-        document = self._signed(body, chain, expected)
+    def _document(
+        self, body: bytes, key: ec.EllipticCurvePublicKey, expected: str, fmspc: str
+    ) -> datetime:
+        document = self._signed(body, key, expected)
         if expected == "tcbInfo":
             info = read_tcb_info(document)
             if info.fmspc.lower() != fmspc.lower():
@@ -374,46 +374,13 @@ def asker(url: str, clock: Clock) -> Callable[[str], Awaitable[tuple[int, bytes,
     return ask
 
 
-def _store(
-    files: Sequence[tuple[Path, bytes, datetime]], lists: Sequence[tuple[Path, RevocationList]]
-) -> list[Fetched]:
-    """Write what was verified, unless something of it is older than what is stored. It blocks."""
-    for path, one in lists:
-        _require_newer(path, one)
-    for path, body, _ in files:
-        if path.name != SIGNING_CHAIN:
-            _require_no_older_document(path, body)
-    found = [_stored(*file) for file in files]
-    return found + [_stored(path, one.der, one.next_update) for path, one in lists]
-
-
-def _require_newer(path: Path, one: RevocationList) -> None:
-    """Check that a list is not older than the stored one, if that can be read."""
+def _holds(body: bytes, key: ec.EllipticCurvePublicKey) -> bool:
+    """Say whether this key signed a TCB info, whatever the time."""
     try:
-        before = read_revocation_list(read_file(path, max_bytes=_SIZE_LIMIT), origin=str(path))
-    except (OSError, EvidenceError):
-        return
-    require_no_older([one], highest_numbers([before]))
-
-
-def _require_no_older_document(path: Path, body: bytes) -> None:
-    """Check that a document was not issued before the stored one."""
-    try:
-        (before,) = (
-            part
-            for part in json.loads(read_file(path, max_bytes=_SIZE_LIMIT)).values()
-            if isinstance(part, dict)
-        )
-        issued = str(before["issueDate"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return
-    (now,) = (part for part in json.loads(body).values() if isinstance(part, dict))
-    if str(now["issueDate"]) < issued:
-        raise EvidenceError(
-            f"{path} was issued at {issued}, the answer at {now['issueDate']}",
-            reason="collateral_untrusted",
-            advice="ask another cache: this one went back",
-        )
+        read_tcb_info(signed_document(body, key=key, expected="tcbInfo", now=None))
+    except EvidenceError:
+        return False
+    return True
 
 
 def _chain(answer: _Answer, header: str) -> bytes:
@@ -421,18 +388,3 @@ def _chain(answer: _Answer, header: str) -> bytes:
     value = answer.headers.get(header.lower(), "")
     # aiohttp gives bytes that are not UTF-8 as surrogates.
     return unquote_to_bytes(value.encode(errors="surrogateescape"))
-
-
-def _stored(path: Path, content: bytes, next_update: datetime) -> Fetched:
-    """Write a file as a whole (by rename), if its content changed."""
-    try:
-        if path.is_file() and path.read_bytes() == content:
-            return Fetched(path=path, next_update=next_update, changed=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content, mode=0o644)  # public data, for every reader of the folder
-    except OSError as error:
-        raise ConfigurationError(
-            f"{path} cannot be written: {error.strerror}",
-            advice="give a folder that this user may write; what was there stays",
-        ) from error
-    return Fetched(path=path, next_update=next_update, changed=True)

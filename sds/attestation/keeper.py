@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from sds.attestation.fetching import Fetched, Fetcher
+    from sds.attestation.fetching import Fetcher
+    from sds.attestation.storing import Fetched
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.fetching import Fetcher, Wanted
+from sds.attestation.files import FollowedFiles, Places
 from sds.attestation.section import FetchSection
 from sds.attestation.snp.report import Product
 from sds.attestation.tdx.verifier import TdxVerifier
@@ -193,6 +194,61 @@ async def test_a_platform_that_nobody_knows_keeps_no_other_from_the_disk(
     with refused("endorsement_unavailable", match="status 500"):
         await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path / "out")
     assert set(publishers.hits) == {TCB}
+
+
+OTHER = "00806f050000"
+
+
+async def test_a_cache_between_two_signers_changes_nothing(tmp_path: Path) -> None:
+    """A PCCS keeps the chain with each document, and a folder has one for all of them."""
+    intel = Intel()
+    made = Publishers.of_folder(intel.collateral(tmp_path / "made"), FMSPC.hex())
+    later = intel.collateral(tmp_path / "later", info={"fmspc": OTHER})
+    made.tcb_infos[OTHER] = (later / "tcb_info.json").read_bytes()
+    async with made.running():
+        asked = replace(wanted(made, intel), fmspcs=(FMSPC.hex(), OTHER))
+        await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path / "out")
+        before = content(tmp_path / "out")
+        intel.renew_signer()
+        newer = {"fmspc": OTHER, "issueDate": "2026-05-25T00:00:00Z"}
+        later = intel.collateral(tmp_path / "later", info=newer, identity=newer | {"fmspc": ""})
+        made.tcb_infos[OTHER] = (later / "tcb_info.json").read_bytes()
+        made.qe_identity = (later / "qe_identity.json").read_bytes()
+        made.chains[OTHER] = intel.tcb_chain
+        with refused("collateral_untrusted", match=f"tcb_info-{FMSPC.hex()}.*another signer"):
+            await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path / "out")
+    assert content(tmp_path / "out") == before
+    assert accepted(intel, tmp_path / "out")
+
+
+async def test_the_document_of_a_former_platform_spoils_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody fetches it again, so it stays signed by a signer whose chain is gone."""
+    intel = Intel()
+    made = Publishers.of_folder(intel.collateral(tmp_path / "made"), FMSPC.hex())
+    former = intel.collateral(tmp_path / "former", info={"fmspc": OTHER})
+    made.tcb_infos[OTHER] = (former / "tcb_info.json").read_bytes()
+    async with made.running():
+        asked = wanted(made, intel)
+        both = replace(asked, fmspcs=(FMSPC.hex(), OTHER))
+        await Fetcher(both, clock=PatientClock(NOW)).fetch(tmp_path / "out")
+        places = Places(collateral=tmp_path / "out", filled=True, roots=[intel.root_der])
+        files = FollowedFiles(places, clock=PatientClock(NOW))
+        # The same signer still vouches for it, so it stays.
+        await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path / "out")
+        assert f"tcb_info-{OTHER}.json" in content(tmp_path / "out")
+        intel.renew_signer()
+        newer = intel.collateral(tmp_path / "newer")
+        made.tcb_infos[FMSPC.hex()] = (newer / "tcb_info.json").read_bytes()
+        made.qe_identity = (newer / "qe_identity.json").read_bytes()
+        made.chain = intel.tcb_chain
+        await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path / "out")
+    files.reload()
+    assert files.current.intel.collateral is not None
+    assert FollowedFiles(places, clock=PatientClock(NOW)).current == files.current
+    assert f"tcb_info-{OTHER}.json" in caplog.text
+    assert accepted(intel, tmp_path / "out")
 
 
 async def test_a_clock_that_is_wrong_writes_nothing(

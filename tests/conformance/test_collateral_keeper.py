@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from sds.attestation.build import Verification
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
-from sds.attestation.fetching import Fetched, Fetcher
+from sds.attestation.fetching import Fetcher
 from sds.attestation.keeper import LATEST, SOONEST, CollateralKeeper, next_fetch
 from sds.attestation.section import FetchSection, VerificationSection
+from sds.attestation.storing import Fetched
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.pki import certificate_pem
 from tests.support.clock import FakeClock

@@ -79,6 +79,12 @@ class Intel:
         )
         self.tcb = self._issue("Intel SGX TCB Signing", self.tcb_key, root, self.root_key)
 
+    def renew_signer(self) -> None:
+        """Sign documents with another key and certificate from now on."""
+        self.tcb_key = key()
+        name = "Intel SGX TCB Signing"
+        self.tcb = self._issue(name, self.tcb_key, "Intel SGX Root CA", self.root_key)
+
     def platform(self) -> dict[str, str]:
         """What :meth:`of_platform` makes quotes with, as JSON can carry it: in another process."""
         secrets = {"pck_key": self.pck_key, "attestation_key": self.attestation_key}

@@ -23,6 +23,7 @@ class Publishers:
         tcb_infos: FMSPC in lower case -> signed body.
         qe_identity: signed body.
         chain: TCB signing chain, PEM.
+        chains: FMSPC in lower case -> another chain that comes with its TCB info.
         lists: ``platform``, ``processor``, ``root`` or an AMD product's name -> DER.
         refusals: path -> answers that come first: status and Retry-After.
         hits: requests by path.
@@ -34,6 +35,7 @@ class Publishers:
     tcb_infos: dict[str, bytes] = field(default_factory=dict)
     qe_identity: bytes = b""
     chain: bytes = b""
+    chains: dict[str, bytes] = field(default_factory=dict)
     lists: dict[str, bytes] = field(default_factory=dict)
     refusals: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     hits: Counter[str] = field(default_factory=Counter)
@@ -77,7 +79,7 @@ class Publishers:
             await runner.cleanup()
 
     def _answer(
-        self, request: web.Request, body: bytes | None, header: str = ""
+        self, request: web.Request, body: bytes | None, header: str = "", chain: bytes = b""
     ) -> web.StreamResponse:
         self.hits[request.path] += 1
         waiting = self.refusals.get(request.path)
@@ -86,12 +88,14 @@ class Publishers:
             return web.Response(status=status, headers={"Retry-After": later} if later else {})
         if body is None:
             return web.Response(status=404)
-        return web.Response(body=body, headers={header: quote(self.chain)} if header else {})
+        headers = {header: quote(chain or self.chain)} if header else {}
+        return web.Response(body=body, headers=headers)
 
     async def _tcb(self, request: web.Request) -> web.StreamResponse:
         self.recoveries |= set(request.query.getall("tcbEvaluationDataNumber", []))
-        body = self.tcb_infos.get(request.query["fmspc"].lower())
-        return self._answer(request, body, "TCB-Info-Issuer-Chain")
+        fmspc = request.query["fmspc"].lower()
+        body, chain = self.tcb_infos.get(fmspc), self.chains.get(fmspc, b"")
+        return self._answer(request, body, "TCB-Info-Issuer-Chain", chain)
 
     async def _identity(self, request: web.Request) -> web.StreamResponse:
         return self._answer(request, self.qe_identity, "SGX-Enclave-Identity-Issuer-Chain")

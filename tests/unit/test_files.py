@@ -125,7 +125,7 @@ def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
 
 OWN = {
     "sds/admission/script.py": "the source of a module of ours",
-    "sds/attestation/fetching.py": "compares with what it is about to write, if that is a file",
+    "sds/attestation/storing.py": "compares with what it is about to write, if that is a file",
     "sds/control_group.py": "the kernel's files of our own control group",
     "sds/commands": "a person's command waits for what the person named",
     "sds/demo": "files of its own",
