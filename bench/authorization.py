@@ -30,10 +30,10 @@ from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.plan import Endpoint, Inbound, SecretSource
 from sds.bootstrap.render import to_dict
 from sds.identity import Identity, SpiffeId
-from sds.serving.authorization import EXTENSION_TYPE
 from sds.serving.calls import ECDS_SERVICE
 from sds.serving.limits import ServingLimits
 from sds.serving.observer import Event, Method
+from sds.serving.rbac import EXTENSION_TYPE
 from sds.serving.service import ServingOptions
 from tests.support.envoy import running_envoy
 from tests.support.policy_mesh import Author, S

@@ -1,8 +1,8 @@
 """Unix sockets that listen at a path.
 
-Owns how such a socket is made. Invariants: a socket that a dead process left is removed, but never
-one on which a process listens, however busy that process is; a socket has its mode and group before
-anybody can connect; nothing here changes the umask, which all threads share.
+Owns how such a socket is made, and its modes. Invariants: a socket that a dead process left is
+removed, but never one on which a process listens, however busy that process is; a socket has its
+mode and group before anybody can connect; nothing here changes the umask, which all threads share.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from sds.outside import words_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+OURS_ALONE: Final = 0o600
+"""The mode of a socket for our own user."""
+EVERYBODY: Final = 0o666
+"""The mode of a socket to which all may connect; who is served is decided by who connects."""
 _PROBE_SECONDS: Final = 1.0
 _BACKLOG: Final = 4096
 

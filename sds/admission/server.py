@@ -28,7 +28,7 @@ from sds.policy.copied import follow_copy
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
 from sds.supervision import supervised
-from sds.unix_sockets import listening
+from sds.unix_sockets import OURS_ALONE, listening
 from sds.workload.cri.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ async def serve(
                 config, policy=holder, runtime=runtime, memory=memory, file=file, clock=clock
             )
             server = QuestionServer(admission, enforce=config.enforce, observer=observer)
-            listener = listening(config.socket, 0o600)
+            listener = listening(config.socket, OURS_ALONE)
             async with (
                 await asyncio.start_unix_server(server.answer, sock=listener, limit=MOST_HEADER),
                 asyncio.TaskGroup() as tasks,

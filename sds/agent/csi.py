@@ -18,7 +18,7 @@ from sds.agent.directory import make_directory
 from sds.csi.driver import Driver
 from sds.csi.service import CsiServices, RegistrationService
 from sds.transport.server import Server
-from sds.unix_sockets import listening
+from sds.unix_sockets import OURS_ALONE, listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.csi.driver import PodDoor
 
-_OURS_ALONE: Final = 0o600
 _STOP_SECONDS: Final = 1.0
 
 
@@ -60,7 +59,7 @@ async def csi_driver(
     server = Server(services.handlers())
     try:
         await driver.restore()
-        await server.listen(listening(endpoint, _OURS_ALONE))
+        await server.listen(listening(endpoint, OURS_ALONE))
         async with registered(registration, kubelet / "plugins_registry", clock=clock):
             yield driver
     finally:

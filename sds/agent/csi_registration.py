@@ -26,7 +26,7 @@ from sds.errors import SdsError
 from sds.faults import report
 from sds.problems import Problems
 from sds.transport.server import Server
-from sds.unix_sockets import clear_socket, listening
+from sds.unix_sockets import OURS_ALONE, clear_socket, listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from sds.csi.service import RegistrationService
 
 _LOGGER: Final = logging.getLogger(__name__)
-_OURS_ALONE: Final = 0o600
 _STOP_SECONDS: Final = 1.0
 _RANDOM_BYTES: Final = 4
 _AGAIN: Final = Backoff(first=0.5, longest=5.0)
@@ -97,7 +96,7 @@ class _Offer:
         self._server = Server([registration.handler()])
 
     async def open(self) -> None:
-        await self._server.listen(listening(self._path, _OURS_ALONE))
+        await self._server.listen(listening(self._path, OURS_ALONE))
 
     async def move_unless_asked(self, fresh: Path, patience: float) -> None:
         """Wait ``patience`` seconds for the kubelet, and then offer the driver at ``fresh``."""

@@ -6,13 +6,13 @@ they are and what they get.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sds.agent.directory import make_directory
 from sds.agent.node_socket import NodeSocket
 from sds.agent.sockets import WORKLOAD_SERVICES, workload_handlers
 from sds.serving.server import add_health, add_reflection, make_server
-from sds.unix_sockets import listening
+from sds.unix_sockets import EVERYBODY, listening
 from sds.workload.gate import Gate
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from sds.transport.budget import Budgets
     from sds.transport.server import Server
     from sds.workload.cri.settings import PodContents
-
-_EVERYBODY: Final = 0o666
 
 
 def make_node_socket(
@@ -55,7 +53,7 @@ def make_node_socket(
     return NodeSocket(
         settings,
         config.rules,
-        listener=listening(path, _EVERYBODY),
+        listener=listening(path, EVERYBODY),
         rotation=rotation,
         store=store,
         server=lambda: _server(service, api, budgets),

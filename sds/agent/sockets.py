@@ -19,7 +19,7 @@ from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.health import HEALTH_SERVICE
 from sds.serving.server import AnyServer, add_health, add_reflection, make_server
 from sds.serving.workload_api import SERVICE as WORKLOAD_API_SERVICE
-from sds.unix_sockets import listening
+from sds.unix_sockets import OURS_ALONE, listening
 from sds.workload import whoami
 from sds.workload.connected import OwnSocket, entitlement_of
 from sds.workload.entitlement import Caller, Entitlement, Selector
@@ -47,7 +47,6 @@ WORKLOAD_SERVICES: Final = (
     whoami.SERVICE,
 )
 """What workloads are served, for reflection."""
-_OURS_ALONE: Final = 0o600
 _ADMIN_SERVICES: Final = (CSDS_SERVICE, HEALTH_SERVICE)
 
 
@@ -178,7 +177,7 @@ async def listen_for_people(
     )
     add_reflection(server, (*_ADMIN_SERVICES, *(name for name, _ in more)))
     health = add_health(server)
-    await server.listen(listening(path, _OURS_ALONE))
+    await server.listen(listening(path, OURS_ALONE))
     return Listening(path=path, server=server, health=health)
 
 

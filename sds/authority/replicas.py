@@ -1,7 +1,8 @@
-"""Several replicas of one authority: which is asked next, and what their failures mean.
+"""Several replicas of one authority: which connections there are, and what their failures mean.
 
-Owns these decisions, as pure functions. Invariant: a replica that cannot serve does not keep an
-agent from the others.
+Owns these decisions, as pure functions; :mod:`sds.authority.attested` keeps the order in which
+replicas are asked, and puts one that failed at its end. Invariant: a replica that cannot serve does
+not keep an agent from the others.
 """
 
 from __future__ import annotations

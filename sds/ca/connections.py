@@ -14,7 +14,7 @@ import itertools
 from typing import TYPE_CHECKING, Final
 
 from sds.ca.listening import peer_name
-from sds.ca.strangers import Stage, Strangers
+from sds.ca.strangers import Stage, Strangers, strangers_room
 from sds.ca.unproven import owner_of
 from sds.transport.budget import Budgets
 from sds.transport.connected_socket import ended_sending
@@ -44,16 +44,6 @@ _FRAMES_A_SECOND: Final = 200.0
 _FRAMES_AT_ONCE: Final = 2_000
 _MIB: Final = 1024 * 1024
 _UNBOUNDED: Final = 1 << 40
-
-
-def strangers_room(*, most: int, proven: int) -> int:
-    """Return how many connections of strangers may be open.
-
-    Args:
-        most: the most connections at once.
-        proven: on how many of them evidence was accepted.
-    """
-    return max(0, min(max(1, most // 2), most - proven))
 
 
 class KnownConnection:

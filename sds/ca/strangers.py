@@ -1,6 +1,6 @@
-"""Decides which connections of strangers give way.
+"""Decides how many connections strangers may have, and which of them give way.
 
-A stranger is a connection on which no evidence was accepted. Owns the order of strangers.
+A stranger is a connection on which no evidence was accepted. Owns their number and their order.
 Invariants: the connection that gives way is, of the largest group, the one that is there longest; a
 group is the connections of one address (or network) at one stage, so connections that wait do not
 displace those that make progress, nor the reverse; each change costs the same, however many there
@@ -33,6 +33,16 @@ class Stage(enum.IntEnum):
 Group: TypeAlias = "tuple[str, Stage]"
 """The address or network, and the stage."""
 _MemberT = TypeVar("_MemberT")
+
+
+def strangers_room(*, most: int, proven: int) -> int:
+    """Return how many connections of strangers may be open.
+
+    Args:
+        most: the most connections at once.
+        proven: on how many of them evidence was accepted.
+    """
+    return max(0, min(max(1, most // 2), most - proven))
 
 
 class Strangers(Generic[_MemberT]):

@@ -17,8 +17,8 @@ from sds.attestation.checks import Checks, Verdict
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.files import Places, examined_files
 from sds.attestation.kind import Demands
-from sds.attestation.kinds import describe, kind_of
 from sds.attestation.pem import der_certificates
+from sds.attestation.recognise import describe, kind_of
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import kind_module
 from sds.attestation.snp.report import Product

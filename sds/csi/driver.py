@@ -15,8 +15,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from sds import threads
-from sds.csi.directory import SOCKET_NAME, known_volumes, open_socket, remove
 from sds.csi.volume import MOST_OF_A_POD, at_target, published
+from sds.csi.volume_files import SOCKET_NAME, known_volumes, open_socket, remove
 from sds.errors import SdsError, WorkloadError
 from sds.files import is_taken
 

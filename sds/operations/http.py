@@ -40,7 +40,6 @@ REQUEST_SECONDS: Final = 10.0
 """How long a request may take to arrive."""
 SHARE: Final = Share(processor=0.1, processor_burst_seconds=0.5)
 """A listener's default share of the event loop's processor time, for all its requests."""
-_OURS_ALONE: Final = 0o600
 _MAX_HEADER_BYTES: Final = 16 * 1024
 _MAX_LINES: Final = 256
 """The most lines of one request: head, sizes of chunks, and trailers. h11 parses each one apart."""
@@ -117,7 +116,7 @@ async def _bind(
             server = await loop.create_server(listener.connection, address.host, address.port)
             port = int(server.sockets[0].getsockname()[1])
             return server, ListenAddress(host=address.host, port=port)
-        socket = unix_sockets.listening(address.path, _OURS_ALONE)
+        socket = unix_sockets.listening(address.path, unix_sockets.OURS_ALONE)
         try:
             server = await loop.create_unix_server(listener.connection, sock=socket)
         except BaseException:

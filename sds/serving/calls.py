@@ -21,11 +21,11 @@ from sds.errors import (
     WorkloadError,
     without_frames,
 )
-from sds.serving.authorization import EXTENSION_TYPE
 from sds.serving.conversation import response_version
 from sds.serving.encode import SECRET_TYPE, sotw_response
 from sds.serving.held import Held
 from sds.serving.observer import Event, Method
+from sds.serving.rbac import EXTENSION_TYPE
 from sds.serving.slices import Pace
 from sds.serving.way import way_of
 from sds.serving.wire import discovery_request, small_discovery_request

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from sds.policy.authorized import Authorization
 from sds.secrets.store import Version
-from sds.serving import authorization
-from sds.serving.authorization import EXTENSION_TYPE
+from sds.serving import rbac
 from sds.serving.encode import Resource
+from sds.serving.rbac import EXTENSION_TYPE
 from sds.serving.subscription import Receipt
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class ExtensionCatalog:
             return known[1:]
         if len(self._stamps) >= _MAX_STAMPS:
             del self._stamps[next(iter(self._stamps))]
-        make = authorization.tcp_filter if tcp else authorization.http_filter
+        make = rbac.tcp_filter if tcp else rbac.http_filter
         encoded = make(name, allowed)
         run, _, number = self._store.draw_version().rpartition("-")
         version = Version(f"{run}-epoch{allowed.epoch}-{number}")

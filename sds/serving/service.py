@@ -20,7 +20,6 @@ from sds.errors import SdsError
 from sds.faults import guarded
 from sds.identity import Identity
 from sds.repeats import Repeats
-from sds.serving.authorization import EXTENSION_TYPE
 from sds.serving.calls import METHODS, TYPES, Entitlements, SocketCalls, handlers
 from sds.serving.catalog import Aliases, Catalog, GenericSecrets, TicketKeys
 from sds.serving.extensions import DEFAULT_TTL, AuthorizationPolicy, ExtensionCatalog
@@ -29,6 +28,7 @@ from sds.serving.limits import ServingLimits
 from sds.serving.looks import Looks
 from sds.serving.names import NameBudget
 from sds.serving.observer import Event, Method, NullObserver, ServingObserver
+from sds.serving.rbac import EXTENSION_TYPE
 from sds.serving.session import CallerSession
 from sds.serving.slices import SLICE, sliced
 from sds.serving.snapshot import Snapshot

@@ -12,10 +12,10 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from sds.identity import Identity
-from sds.serving.authorization import EXTENSION_TYPE
 from sds.serving.encode import SECRET_TYPE
 from sds.serving.extensions import widens_only
 from sds.serving.order import Order
+from sds.serving.rbac import EXTENSION_TYPE
 from sds.serving.watches import Watches
 from sds.slim import SlimDict
 

@@ -24,10 +24,10 @@ from sds.identity import SpiffeId, TrustDomain
 from sds.policy.authorized import Authorization, AuthorizationRule
 from sds.policy.requests import RequestPattern, parse_path_pattern
 from sds.rules.pattern import parse_spiffe_pattern
-from sds.serving.authorization import http_filter
 from sds.serving.calls import ECDS_SERVICE
 from sds.serving.order import PATIENCE_SECONDS
 from sds.serving.peers import PeerContext, SanMatcher
+from sds.serving.rbac import http_filter
 from sds.serving.service import ServingOptions
 from tests.support import rbac
 from tests.support.independent import decoded_twice

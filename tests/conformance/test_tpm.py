@@ -27,7 +27,7 @@ from sds.attestation.evidence import (
     answer_challenge,
 )
 from sds.attestation.exchange_key.holding import KeyedAttester, hold_key
-from sds.attestation.kinds import describe, kind_of
+from sds.attestation.recognise import describe, kind_of
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.attestation.tpm import commands, endorsement

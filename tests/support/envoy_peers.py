@@ -22,7 +22,7 @@ from sds.policy.authorization import rules_for
 from sds.policy.authorized import Authorization
 from sds.policy.decision import Decisions
 from sds.policy.document import PolicyDocument
-from sds.serving.authorization import http_filter
+from sds.serving.rbac import http_filter
 from sds.settings import yamlfile
 from tests.support.certificates import Signer, Wish, ca_wish, self_signed
 from tests.support.policies import document

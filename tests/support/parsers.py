@@ -435,9 +435,9 @@ PARSERS: Final[list[Parser]] = [
         parse=pem.unhexed,
         samples=lambda: (b"3082\n\0",),
     ),
-    Parser(name="sds.attestation.kinds:kind_of", parse=kinds.kind_of, samples=_quotes),
+    Parser(name="sds.attestation.recognise:kind_of", parse=kinds.kind_of, samples=_quotes),
     Parser(
-        name="sds.attestation.kinds:describe",
+        name="sds.attestation.recognise:describe",
         parse=kinds.describe,
         samples=lambda: (*_quotes(), *_hcl(), simulated().machine().report(bytes(64))),
     ),

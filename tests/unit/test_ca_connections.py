@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sds.ca import listening as listening_module
-from sds.ca.connections import Connections, authority_budgets, strangers_room
+from sds.ca.connections import Connections, authority_budgets
 from sds.ca.listening import open_listeners, peer_name
 from sds.ca.server import ExchangeLimits
-from sds.ca.strangers import YOUNG_SECONDS, Stage, Strangers
+from sds.ca.strangers import YOUNG_SECONDS, Stage, Strangers, strangers_room
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError

@@ -1,10 +1,12 @@
-"""Defines every metric family: the agent's, the authority's, and those of both.
+"""Defines the metric families that are counted: the agent's, the authority's, and those of both.
 
-Owns names, help texts, units, labels and buckets; ``docs/reference/metrics.md`` is generated from
-here. Invariants: names never change their meaning; ``reason`` labels are rows of
-:data:`sds.reasons.REASONS` or of the authority's answers, and at most :data:`MAX_REASONS` unknown
-ones a family; every known reason is exported from the start, at 0, so that the first event is an
-increase; the metric behind an alert is a gauge that keeps its value for as long as its cause lasts.
+Owns names, help texts, units, labels and buckets, apart from those of values that are read when
+Prometheus asks: their collectors beside this module define them. ``docs/reference/metrics.md`` is
+generated from all of them. Invariants: names never change their meaning; ``reason`` labels are rows
+of :data:`sds.reasons.REASONS` or of the authority's answers, and at most :data:`MAX_REASONS`
+unknown ones a family; every known reason is exported from the start, at 0, so that the first event
+is an increase; the metric behind an alert is a gauge that keeps its value for as long as its cause
+lasts.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from sds.csi.volume import MAX_RECORD_BYTES, RECORD, PodVolume, recorded
 from sds.descriptors import refuse_passed
 from sds.errors import SocketError, WorkloadError
 from sds.files import read_file
+from sds.unix_sockets import EVERYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,6 @@ SOCKET_NAME: Final = "sds.sock"
 ISTIO_NAME: Final = "socket"
 """Istio's sidecars look for this name in ``workload-spiffe-uds``: a link beside the socket."""
 _NEW: Final = ".sds.sock.new"
-_EVERYBODY: Final = 0o666
 _DIRECTORY_MODE: Final = 0o755
 _BACKLOG: Final = 512
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -181,6 +181,6 @@ def _open_to_everybody(directory: int) -> None:
     try:
         if not stat.S_ISSOCK(os.fstat(found).st_mode):
             raise OSError(errno.EEXIST, "something else has the socket's name")
-        os.chmod(f"/proc/self/fd/{found}", _EVERYBODY)  # noqa: PTH101  a descriptor
+        os.chmod(f"/proc/self/fd/{found}", EVERYBODY)  # noqa: PTH101  a descriptor
     finally:
         os.close(found)
