@@ -3,9 +3,9 @@
 Invariants: if a configured file cannot be used at the start, nothing starts; afterwards the files
 count only as a whole, and if one cannot be used, the earlier content stays in force and the problem
 is logged once with file and reason; an issuer's list is never replaced by an older one or by none,
-and a document never by one that was issued before it. The content in force is one value, so a
-verdict never mixes two states of the files. A file that is still to be fetched counts as missing,
-and not as unconfigured.
+and a document about a platform never by one that was issued before it, whatever the files' names.
+The content in force is one value, so a verdict never mixes two states of the files. A file that is
+still to be fetched counts as missing, and not as unconfigured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sds.attestation.revocation import (
 from sds.attestation.snp.chain import amd_certificates, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
-from sds.attestation.standing import documents, standing
+from sds.attestation.standing import newest_documents, standing
 from sds.attestation.tdx.chain import of_intels_kind, root_digest
 from sds.attestation.tdx.collateral import load_lists
 from sds.attestation.tdx.material import (
@@ -236,23 +236,27 @@ def _issuers(places: Places) -> tuple[tuple[Certificate, ...], list[bytes]]:
 
 
 def _require_no_older_documents(found: InForce, issued: Mapping[str, datetime]) -> None:
-    """Check that no signed document was issued before one of its name that was in force.
+    """Check that no platform's newest document was issued before one that was in force.
 
     Args:
         found: the files that are to replace those in force.
-        issued: when the newest document of each name was issued.
+        issued: when the newest document about each thing was issued.
 
     Raises:
         EvidenceError: ``collateral_untrusted``: one was.
     """
-    for one in documents(found):
-        if one.issued < issued.get(one.name, one.issued):
+    for about, one in newest_documents(found).items():
+        if one.issued < issued.get(about, one.issued):
             raise EvidenceError(
                 f"{one.name} was issued at {one.issued:%FT%TZ}, and one that was issued at "
-                f"{issued[one.name]:%FT%TZ} was in force already",
+                f"{issued[about]:%FT%TZ} was in force already",
                 reason="collateral_untrusted",
                 advice="put the newest one back",
             )
+
+
+def _issued(files: InForce) -> dict[str, datetime]:
+    return {about: one.issued for about, one in newest_documents(files).items()}
 
 
 class FollowedFiles:
@@ -281,7 +285,7 @@ class FollowedFiles:
         self._current = read_files(places, first=True)
         self._standing = standing(self._current)
         self._numbers = highest_numbers(self._current.lists)
-        self._issued = {one.name: one.issued for one in documents(self._current)}
+        self._issued = _issued(self._current)
 
     @property
     def any(self) -> bool:
@@ -315,7 +319,7 @@ class FollowedFiles:
             ) from error
         for key, number in highest_numbers(found.lists).items():
             self._numbers[key] = max(self._numbers.get(key, number), number)
-        self._issued |= {one.name: one.issued for one in documents(found)}
+        self._issued |= _issued(found)
         changed, self._current = found != self._current, found
         if changed:
             self._standing = standing(found)

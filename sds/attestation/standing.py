@@ -27,11 +27,13 @@ class CollateralFile:
         name: the file's name, without its folder.
         issued: when its publisher made it.
         until: until when it is valid.
+        about: what a signed document is about: its kind and the kind of platform.
     """
 
     name: str
     issued: datetime
     until: datetime
+    about: str = ""
 
 
 def standing(files: InForce) -> tuple[CollateralFile, ...]:
@@ -69,4 +71,15 @@ def documents(files: InForce) -> Iterator[CollateralFile]:
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             continue
-        yield CollateralFile(name=PurePath(path).name, issued=issued, until=until)
+        about = " ".join(str(document.get(name)).lower() for name in ("id", "fmspc", "pceId"))
+        yield CollateralFile(name=PurePath(path).name, issued=issued, until=until, about=about)
+
+
+def newest_documents(files: InForce) -> dict[str, CollateralFile]:
+    """Return the newest document about each thing, by what it is about."""
+    found: dict[str, CollateralFile] = {}
+    for one in documents(files):
+        before = found.setdefault(one.about, one)
+        if before.issued < one.issued:
+            found[one.about] = one
+    return found

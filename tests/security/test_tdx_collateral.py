@@ -156,6 +156,30 @@ def test_several_kinds_of_platform_share_a_folder(intel: Intel, tmp_path: Path) 
     assert reason(intel, quote, folder) == "accepted"
 
 
+@pytest.mark.parametrize("name", ["tcb_info-0.json", "tcb_info.json.json"])
+def test_of_two_documents_about_a_platform_the_newer_counts(
+    name: str, intel: Intel, tmp_path: Path
+) -> None:
+    """A document from before a recovery is valid for a while, and names of files prove nothing."""
+    levels = [level(5, "OutOfDate", "INTEL-SA-00001")]
+    older = {"issueDate": "2026-05-15T00:00:00Z", "fmspc": FMSPC.hex()}
+    before = (intel.collateral(tmp_path / "old", info=older) / "tcb_info.json").read_bytes()
+    folder = intel.collateral(tmp_path / "c", info={"tcbLevels": levels})
+    quote = intel.quote(tee_tcb_svn=MODULE_1_5)
+    assert reason(intel, quote, folder) == "tcb_status"
+    (folder / name).write_bytes(before)
+    assert reason(intel, quote, folder) == "tcb_status"
+    # One that is about to be valid takes nothing from the one that is.
+    soon = {"issueDate": "2026-06-02T00:00:00Z", "tcbLevels": [level(6, "UpToDate")]}
+    (folder / name).write_bytes(
+        (intel.collateral(tmp_path / "soon", info=soon) / "tcb_info.json").read_bytes()
+    )
+    assert reason(intel, quote, folder) == "tcb_status"
+    (folder / "tcb_info.json").unlink()
+    (folder / name).write_bytes(before)
+    assert reason(intel, quote, folder) == "accepted"
+
+
 def _modules(*levels: tuple[int, str]) -> list[dict[str, Any]]:
     return [
         {

@@ -274,6 +274,30 @@ def test_an_older_document_or_a_list_without_a_number_is_refused(
     verification.files.reload()
 
 
+def test_an_older_document_under_another_name_is_refused(intel: Intel, tmp_path: Path) -> None:
+    """What a document is about counts, not the name of its file."""
+    folder = intel.collateral(tmp_path / "c", info={"issueDate": "2026-05-15T00:00:00Z"})
+    older = (folder / "tcb_info.json").read_bytes()
+    intel.collateral(folder)
+    root = tmp_path / "intel.pem"
+    root.write_bytes(certificate_pem([intel.root_der]))
+    verification = Verification(VerificationSection(trusted_roots=[root], collateral=folder))
+    newer = folder / "tcb_info.json"
+    (folder / "tcb_info-0.json").write_bytes(older)
+    verification.files.reload()  # the newer one counts
+    newer.rename(tmp_path / "newer")
+    with pytest.raises(ConfigurationError, match=r"tcb_info-0\.json was issued at 2026-05-15"):
+        verification.files.reload()
+    (tmp_path / "newer").rename(folder / "tcb_info-9.json")
+    verification.files.reload()
+    # Another platform's may be older.
+    other = intel.collateral(
+        tmp_path / "other", info={"issueDate": "2026-05-15T00:00:00Z", "fmspc": "00806f050000"}
+    )
+    (folder / "tcb_info-0.json").write_bytes((other / "tcb_info.json").read_bytes())
+    verification.files.reload()
+
+
 @pytest.mark.parametrize("name", ["tcb_info.json", "qe_identity.json", "tcb_signing_chain.pem"])
 def test_a_document_that_cannot_be_used_is_noticed_before_evidence_comes(
     name: str, intel: Intel, tmp_path: Path

@@ -97,8 +97,9 @@ def _key(chain: IntelChain) -> ec.EllipticCurvePublicKey:
 
 
 def _tcb_info(checks: Checks, platform: Platform, collateral: Collateral) -> TcbInfo | None:
-    """Return the TCB info of this kind of platform; without one, add the best match's reason."""
+    """Return the newest TCB info of this platform; without one, add the best match's reason."""
     failure: EvidenceError | None = None
+    newest: TcbInfo | None = None
     other: TcbInfo | None = None
     for _, raw in collateral.tcb_infos:
         try:
@@ -109,16 +110,17 @@ def _tcb_info(checks: Checks, platform: Platform, collateral: Collateral) -> Tcb
         except EvidenceError as error:
             failure = failure or error
             continue
-        if _same_platform(info, platform.pck):
-            checks.attempt("tcb_info", None, found=_CURRENT, expected=_CURRENT)
-            return _of_this_platform(checks, platform, info)
-        other = other or info
-    if failure is not None or other is None:
+        if not _same_platform(info, platform.pck):
+            other = other or info
+        elif newest is None or newest.issued < info.issued:
+            newest = info
+    chosen = newest or (other if failure is None else None)
+    if chosen is None:
         found = failure or EvidenceError("there is no TCB info", reason="collateral_untrusted")
         checks.attempt("tcb_info", found, found=found.message, expected=_CURRENT)
         return None
     checks.attempt("tcb_info", None, found=_CURRENT, expected=_CURRENT)
-    return _of_this_platform(checks, platform, other)
+    return _of_this_platform(checks, platform, chosen)
 
 
 def _same_platform(info: TcbInfo, pck: Pck) -> bool:

@@ -105,6 +105,7 @@ class TcbInfo(_Part):
         pce_id: the ID of its provisioning certification enclave.
         tcb_type: the composition of levels; Intel defines only 0.
         evaluation_number: tcbEvaluationDataNumber.
+        issued: issueDate, RFC 3339 in UTC.
         module: the TDX module of TDX 1.0.
         modules: the TDX modules of later versions.
         levels: the levels, newest first.
@@ -115,6 +116,7 @@ class TcbInfo(_Part):
     fmspc: Hex
     pce_id: Hex
     tcb_type: Annotated[int, Field(ge=0)]
+    issued: Moment = Field(alias="issueDate")
     evaluation_number: Annotated[int, Field(ge=0, alias="tcbEvaluationDataNumber")]
     module: _Module = Field(alias="tdxModule")
     modules: list[_ModuleIdentity] = Field(alias="tdxModuleIdentities", default=[])
