@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sds._proto.istio.v1.auth.ca_pb2 import IstioCertificateResponse
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.agent.config import AgentConfig
-from sds.attestation import foreign, kinds, pem, revocation
+from sds.attestation import foreign, pem, recognise, revocation
 from sds.attestation.azure import runtime as azure_runtime
 from sds.attestation.csr import make_attested_csr, parse_attested_csr
 from sds.attestation.kubernetes.token import JwksKeys
@@ -435,10 +435,10 @@ PARSERS: Final[list[Parser]] = [
         parse=pem.unhexed,
         samples=lambda: (b"3082\n\0",),
     ),
-    Parser(name="sds.attestation.recognise:kind_of", parse=kinds.kind_of, samples=_quotes),
+    Parser(name="sds.attestation.recognise:kind_of", parse=recognise.kind_of, samples=_quotes),
     Parser(
         name="sds.attestation.recognise:describe",
-        parse=kinds.describe,
+        parse=recognise.describe,
         samples=lambda: (*_quotes(), *_hcl(), simulated().machine().report(bytes(64))),
     ),
     Parser(
