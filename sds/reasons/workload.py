@@ -26,6 +26,11 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "The process is in more groups, or its pod has more labels, than the agent reads. So the "
         "agent decides no rule on groups (or labels) for it. The message says what to do.",
     ),
+    "executable_refused": Reason(
+        "Run it from an ordinary file system, or raise `node.largest_executable`. The agent reads "
+        "no file that its own user can forge, so it decides no rule on executables for such a "
+        "caller. One that had an identity by such a rule has lost it.",
+    ),
     "executable_unreadable": Reason(
         "Give the agent the right to read `/proc/PID/exe` of its callers, or do not use "
         "executable selectors.",

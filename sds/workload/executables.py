@@ -47,10 +47,6 @@ _MIB: Final = 1 << 20
 _T = TypeVar("_T")
 
 
-class ExecutableRefusedError(WorkloadError):
-    """The agent never reads such a file: it is not one that it has read before."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executable:
     """A running executable.
@@ -137,11 +133,11 @@ class Executables:
 
         Raises:
             PeerGoneError: the process has ended.
-            ExecutableRefusedError: ``executable_unreadable``: it is too large, or is on a file
-                system whose content its own user can forge.
-            WorkloadError: ``executable_unreadable``: it may not be read (another user's process,
-                without CAP_SYS_PTRACE). ``executable_late``: a look took too long, or its owner
-                has caused too much work.
+            WorkloadError: ``executable_refused``: the agent reads no such file, so it is not one
+                that was read before: it is too large, or is on a file system whose content its own
+                user can forge. ``executable_unreadable``: it may not be read (another user's
+                process, without CAP_SYS_PTRACE). ``executable_late``: a look took too long, or its
+                owner has caused too much work.
         """
         owner = self._owner(peer.owner)
         await owner.turn.acquire()
@@ -211,9 +207,10 @@ class Executables:
                 advice="if /proc is mounted with hidepid, give the agent CAP_SYS_PTRACE",
             )
         if "error" in said:
-            raise (ExecutableRefusedError if said.get("never") else WorkloadError)(
+            never = said.get("never")
+            raise WorkloadError(
                 f"the executable of process {peer.pid}: {said['error']}",
-                reason="executable_unreadable",
+                reason="executable_refused" if never else "executable_unreadable",
                 advice=said.get("advice", ""),
             )
         return Executable(

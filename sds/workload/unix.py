@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from sds.errors import ConfigurationError, PeerGoneError, WorkloadError
 from sds.outside import words_of
 from sds.workload.entitlement import Selector
-from sds.workload.executables import ExecutableLimits, ExecutableRefusedError, Executables
+from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.facts import Facts
 from sds.workload.peer import MOST_GROUPS
 from sds.workload.unmapped import UnmappedIds, unmapped_ids
@@ -77,8 +77,8 @@ class UnixAttestor:
             except PeerGoneError:
                 raise
             except WorkloadError as error:
-                if isinstance(error, ExecutableRefusedError) and peer.executed is not None:
-                    peer.executed = ()
+                if error.reason == "executable_refused" and peer.executed is not None:
+                    peer.executed = ()  # it executed another file than at the first look
                 else:
                     unknown |= dict.fromkeys(EXECUTABLE_TYPES, error)
             else:

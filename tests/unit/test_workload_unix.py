@@ -176,7 +176,7 @@ async def test_a_file_that_is_too_large(ourselves: Peer) -> None:
     small = Executables(SystemClock(), ExecutableLimits(largest=1000))
     with closing(ourselves), pytest.raises(WorkloadError, match="more than 1000") as caught:
         await small.read(ourselves, digest=False)
-    assert caught.value.reason == "executable_unreadable"
+    assert caught.value.reason == "executable_refused"
     await small.aclose()
 
 
