@@ -1,7 +1,8 @@
 """Reference values: what the evidence of an acceptable machine shows (RATS, RFC 9334).
 
 Owns the model that configuration files and the signed policy share; its JSON Schema is published
-in ``docs/``. Invariants: the defaults are strict; an empty list requires nothing of its field.
+in ``docs/``. Invariants: the defaults refuse what weakens a guest (debugging, migration, firmware
+that is not committed); an empty list requires nothing of its field.
 """
 
 from __future__ import annotations
