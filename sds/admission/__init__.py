@@ -1,4 +1,4 @@
-"""Admits at the runtime: what no signed rule allows neither starts nor enters a container.
+"""Admits at the runtime: nothing starts or enters a container unless a signed rule allows it.
 
 A wrapper takes the OCI runtime's place (``BinaryName`` of every containerd handler). It asks a
 service in the same guest about each ``create`` and ``exec``; that service reads the signed policy

@@ -1,7 +1,7 @@
 """Keeps what the service needs after a restart: the newest policy, and the running sandboxes.
 
 Owns the file ``memory.json`` in a directory that only root can enter. Invariants: a sandbox counts
-only after it was written; a policy that cannot be written is in force, with an error in the log; a
+only after it was written; a policy that cannot be written is in force, and an error is logged; a
 file that cannot be read ends the start, because forgetting would let an older policy in; the file
 contains nothing secret. If the directory is in memory, the file lasts until the guest ends; after
 that, the policy's ``not_after`` and ``min_epoch`` bound a rollback (docs/policy.md).

@@ -1,4 +1,4 @@
-"""Contains the commands of ``sds``, one module an area; ``sds.cli`` loads each when it is called.
+"""Contains the commands of ``sds``, a module for each area, which ``sds.cli`` loads when called.
 
 Invariant: a command reads its arguments, calls one function of its area and prints; it decides
 nothing. A failure is raised as an :class:`sds.errors.SdsError`; only ``sds.cli`` exits.

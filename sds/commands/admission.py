@@ -1,4 +1,4 @@
-"""Runs ``sds admission``: without a signed rule nothing starts in this guest or enters it."""
+"""Runs ``sds admission``: nothing starts or enters a container unless a signed rule allows it."""
 
 from __future__ import annotations
 

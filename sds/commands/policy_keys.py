@@ -1,9 +1,9 @@
 """Contains the policy commands with keys (keygen, sign, verify), and what all of them share.
 
 Owns command lines and files; :mod:`sds.policy` decides what is signed and which signatures count.
-Invariant: ``keygen`` is the only place in the whole program that writes a private key to a file.
-It does so for the people who sign policy, on their own machine; no agent and no authority ever
-needs that file.
+Invariant: ``keygen`` is the only place in the whole program that writes a private key to a file,
+apart from ``sds simulate``, whose keys prove nothing. It does so for the people who sign policy, on
+their own machine; no agent and no authority ever needs that file.
 """
 
 from __future__ import annotations
