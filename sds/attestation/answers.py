@@ -1,4 +1,4 @@
-"""Answers of publishers: how one is read, and how long a publisher without one is left alone.
+"""Answers of publishers: how one is read, and when a publisher that gave none is asked again.
 
 Invariants: a publisher that cannot be asked causes :class:`EndorsementUnavailableError` and no
 error of a library; at most one byte more of a body is kept than its caller accepts.

@@ -1,9 +1,9 @@
 """Makes attesters and verifiers from the sections ``attestation:`` and ``verification:``.
 
 Owns what the composition roots of agent, authority and command line share. Invariants: nothing is
-simulated unless the section says so, and a simulation is loudly logged; a root that is not the
-manufacturer's counts only if the section names it; if something configured cannot be used, nothing
-starts.
+simulated unless the section says so, and a simulation is logged as a warning; a root that is not
+the manufacturer's counts only if the section names it; if something configured cannot be used,
+nothing starts.
 
 A node has one kind of evidence, so the code for other kinds is loaded only if the section names
 them.

@@ -1,11 +1,10 @@
 """Serves public collateral as its publishers do, to a fleet (PCS 4, AMD 57230).
 
 Owns the answer to each request. Invariants: an answer is the content of files in force, or a VCEK
-whose chain was verified; no file that a caller names is opened; a separate
-task asks for missing VCEKs, one after the other and each once, and the caller is told to try again
-later. Answers
-add no trust: callers verify them like the publisher's own. An answer is made once, when the files
-change, and not for each caller, because a fleet that starts at once asks for the same ones.
+whose chain was verified; no file that a caller names is opened; a separate task asks for missing
+VCEKs, one after the other and each once, and the caller is told to try again later. Answers add no
+trust: callers verify them like the publisher's own. An answer is made once, when the files change,
+and not for each caller, because a fleet that starts at once asks for the same ones.
 """
 
 from __future__ import annotations

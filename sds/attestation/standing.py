@@ -1,7 +1,7 @@
 """Shows how current the collateral in force is, for metrics and for people.
 
-Owns the reading of issue and end of each file. Invariants: nothing is decided by it; a document
-that cannot be read is left out, because the verifier refuses it with a reason.
+Owns the reading of when each file was issued and when it ends. Invariants: nothing is decided by
+it; a document that cannot be read is left out, because the verifier refuses it with a reason.
 """
 
 from __future__ import annotations

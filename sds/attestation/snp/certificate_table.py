@@ -1,8 +1,8 @@
 """The table of certificates that a host gives with a report (AMD 56421, GHCB, section 4.1.8.1).
 
 Owns its layout. Invariants: offsets and lengths stay inside the table; its entries add no trust; a
-table or an entry that cannot be read takes nothing else: the report is good without it, because the
-verifier, or the keeper of collateral, finds the chip's certificate elsewhere.
+table or an entry that cannot be read spoils nothing else: the report is good without it, because
+the verifier, or the keeper of collateral, finds the chip's certificate elsewhere.
 """
 
 from __future__ import annotations

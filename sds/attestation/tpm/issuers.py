@@ -1,8 +1,8 @@
 """The issuers of a TPM's endorsement certificate, from a folder that an operator fills.
 
 Owns :class:`IssuerFolder`. Invariants: at the start every file must be usable, and an error names
-the one that is not; while the program runs, a file that cannot be used takes nothing from the
-others: what it had before stays, and that is logged once and counted.
+the one that is not; while the program runs, a file that cannot be used does not affect the others:
+its earlier content stays in force, and the fault is logged once and counted.
 """
 
 from __future__ import annotations
