@@ -4,7 +4,8 @@ Owns every accepted connection from accept to its end. Invariants: at most ``mos
 these, at most half are strangers' (nothing was proven on that connection), and fewer if agents need
 the room; if there are more, some strangers end at once (:mod:`sds.ca.strangers`); a connection on
 which evidence was accepted is never ended for room; it is known by itself and not by its address,
-which many agents may share; it has its own turns and budget, and all strangers together have one.
+which many agents may share; it has its own turns and budget, and all strangers together share one
+set of these.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Makes the certificate of an item, as a pure function of a signer, a permit and a key.
+"""Makes the certificate of an item from a signer, a permit and a key, without I/O.
 
 Owns the profile of our certificates: X.509-SVID for workloads (sections 2 to 4), RFC 5280 for
 authorities. Invariants: a certificate never outlives any certificate above it and never starts

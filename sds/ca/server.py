@@ -1,8 +1,8 @@
 """The authority's side of the exchange: one coroutine for each stream.
 
 Owns streams, their time limits and the order of checks. Invariants: nothing is issued before the
-nonce, the policy, the evidence and the item passed their checks, in this order; the first request
-that names a nonce uses it up, whatever the result; a stream that has proven nothing lives
+nonce, the policy, the evidence and the item passed their checks, in this order; a request of a
+valid size uses up its nonce, whatever the result; a stream that has proven nothing lives
 ``hello_seconds``, is the first to make room, is read only in its turn (:mod:`sds.ca.unproven`) and
 may send few messages; no stream can hold up another one (a large batch yields to the loop, a slow
 reader waits alone); a fault while one message is answered ends only that stream.

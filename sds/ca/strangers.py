@@ -1,8 +1,8 @@
 """Decides how many connections strangers may have, and which of them give way.
 
 A stranger is a connection on which no evidence was accepted. Owns their number and their order.
-Invariants: the connection that gives way is, of the largest group, the one that is there longest; a
-group is the connections of one address (or network) at one stage, so connections that wait do not
+Invariants: the connection that gives way is the one that has been in the largest group for longest;
+a group is the connections of one address (or network) at one stage, so connections that wait do not
 displace those that make progress, nor the reverse; each change costs the same, however many there
 are. Nothing here reads a clock or touches a socket.
 """

@@ -7,8 +7,8 @@ bounded across streams: the transport keeps only the small window of a stream th
 room, the owner (an IP address) that has the most gives way first; no member keeps a turn for longer
 than its lease while another one waits.
 
-The newest waits the shortest: under a flood, callers that waited long have given up, and an honest
-caller has its message ready.
+The newest stream is read first: under a flood, callers that waited long have given up, and an
+honest caller has its message ready.
 """
 
 from __future__ import annotations
