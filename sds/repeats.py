@@ -1,7 +1,7 @@
 """Says whether a repeated event is worth a line of log: at most one in an interval.
 
-Owns the decision whether a repeated event is worth a line. Invariant: the table of events is
-bounded, so callers cannot fill it; events that do not fit count under one key.
+Owns that decision. Invariant: the table of events is bounded, so callers cannot fill it; events
+that do not fit count under one key.
 """
 
 from __future__ import annotations

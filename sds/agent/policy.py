@@ -3,8 +3,8 @@
 Owns the agent's :class:`PolicyHolder` and everything that changes with it: rules of the node-wide
 socket, identities of workloads with a socket of their own, federation, session tickets and
 validation contexts. Invariants: if the policy has rules under ``workloads:``, they alone say who
-has which identity, and the configuration can only have fewer; without a policy in force, no new
-caller is recognised, and nobody is admitted in a handshake.
+has which identity, and the configuration can only take identities away; without a policy in force,
+no new caller is recognised, and nobody is admitted in a handshake.
 """
 
 from __future__ import annotations

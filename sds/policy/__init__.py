@@ -1,5 +1,5 @@
 """Signed policy: the document, its signatures, what it decides, and which one is in force.
 
-Invariant of the package: everything that enforces takes a :class:`sds.policy.trust.Policy`, and
-only :func:`sds.policy.trust.verify` makes one.
+Invariant of the package: only an :class:`sds.policy.trust.AdmittedPolicy` is ever in force, and
+only :func:`sds.policy.trust.admit` makes one.
 """

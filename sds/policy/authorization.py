@@ -1,10 +1,10 @@
 """Computes what one workload's Envoy must enforce under the policy in force.
 
 Owns how a policy becomes an :class:`~sds.policy.authorized.Authorization`, from which serving makes
-Envoy's RBAC filters.
-Invariants: :func:`authorization_of` is pure; it denies everything if no policy is in force, after
-the policy's end, and for a name that no rule allows anybody to reach (no rule at all is a denial,
-never an absence); the same policy gives an equal value, whatever the order of its rules.
+Envoy's RBAC filters. Invariants: :func:`authorization_of` is pure; it denies everything if no
+policy is in force, after the policy's end, and for a name that no rule allows anybody to reach (no
+rule at all is a denial, never an absence); the same policy gives an equal value, whatever the order
+of its rules.
 
 How an Envoy must read it: a request is allowed if one rule of ``enforced`` matches. A rule matches
 if all of these are true:

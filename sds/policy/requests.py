@@ -1,7 +1,7 @@
 """The requests that a rule allows: methods, paths, hosts and ports, and how each is matched.
 
-Owns :class:`RequestPattern`, and as conditions for Envoy :func:`path_match` and
-:func:`host_regex`. A path's pattern is a :class:`sds.rules.pattern.Glob` over its segments:
+Owns :class:`RequestPattern`, and the conditions that Envoy gets for it (:func:`path_match`,
+:func:`host_regex`). A path's pattern is a :class:`sds.rules.pattern.Glob` over its segments:
 ``/orders`` is this path alone, ``/orders/*`` one segment below it, ``/orders/v*`` one segment that
 starts so, and ``/orders/**`` everything that begins with ``/orders/``.
 
