@@ -1,8 +1,8 @@
 """The allocator of a process that retires keys: what is freed is overwritten.
 
-Freed memory is overwritten by the C library's own allocator (``glibc.malloc.perturb``, which needs
-``tcache_count=0``: what the thread cache keeps is not overwritten) once Python uses it for every
-object (``PYTHONMALLOC=malloc``). Both are read at start, so the program executes itself once more.
+The C library's allocator overwrites freed memory (``glibc.malloc.perturb``), apart from what its
+thread cache keeps (hence ``tcache_count=0``). Python uses that allocator for every object only with
+``PYTHONMALLOC=malloc``. Both are read at start, so the program executes itself once more.
 Whether it works then is measured, not assumed: :mod:`sds.secrets.hardening`.
 
 Invariants: only ``SDS_WIPING_ALLOCATOR=no`` switches it off, and a value without a meaning is an

@@ -4,7 +4,8 @@ Owns the memory of roots: when the authority last vouched for each, and until wh
 can be valid. Invariants: there are at most :data:`~sds.pki.MAX_ROOTS` with :data:`MOST_BYTES`,
 whatever an authority names; a root that the authority vouches for is in the bundle before any leaf
 under it is served; a root that it no longer vouches for stays until no leaf under it can be valid,
-ours or another node's; an expired root leaves at once (nothing under it verifies).
+ours or another node's; an expired root leaves at once (nothing under it verifies), unless no root
+would be left.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Owns the pages that contain serialized private keys. Invariants: a key's bytes stay in one buffer
 for as long as its version lives; the buffer is locked if the system allows it, is never in a core
-dump and is not inherited by a child process; the bytes are overwritten when the key retires; they
-never appear in a ``repr``, an exception or a log.
+dump and is not inherited by a child process; the bytes are overwritten soon after the key retires
+(:mod:`sds.secrets.retirement`); they never appear in a ``repr``, an exception or a log.
 """
 
 from __future__ import annotations

@@ -15,14 +15,14 @@ time   what happens
        key and a CSR, and asks the authority.
 0:00   ``Credentials`` come back. Their root is the first of the bundle, so nobody has to ACK it.
        ``put_svid`` makes the SVID version ``…-2``; serving pushes it.
-0:24   At 40 % of what was left at receipt, minus jitter, ``decide`` says ``Ask(EARLY)``. The queue
-       waits a second for renewals of other identities, which share one request and its evidence.
-0:24   The authority does not answer. The SVID stays. The next attempt is due after 0.1 s, then 0.2
+0:24   At 40 to 50 % of what was left at receipt (by jitter), ``decide`` says ``Ask(EARLY)``. The
+       queue waits a second for other renewals, which share one request and its evidence.
+0:24   The authority is unreachable. The SVID stays. The next attempt is due after 0.1 s, then 0.2
        s, … at most 3 % of the lifetime; the first answer to anybody wakes all that wait for one.
 0:25   ``Credentials`` under a *new* root. It goes into the bundle first; the new SVID waits until
        every subscriber has ACKed that bundle (at most ``ack_wait``) and the root has settled, so
        that peers on other nodes know it too.
-0:25   ``put_svid``: version ``…-5``. The old key retires: it is wiped once every subscriber has
+0:27   ``put_svid``: version ``…-5``. The old key retires: it is wiped once every subscriber has
        ACKed ``…-5``, at the latest after ten seconds.
 1:25   The old root leaves the bundle: no leaf under it can be valid any more.
 ====== ===========================================================================================
