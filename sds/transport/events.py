@@ -1,7 +1,7 @@
 """The events by which a connection tells the server what its client did.
 
 Owns the events and the limits of one connection. Invariant: an event speaks of one stream, and the
-payloads in it are views of what was received, which do not change before more is.
+payloads in it are views of what was received, which do not change until more is received.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
 Owns one epoll for the sockets of all connections of a loop, which the loop watches as one
 descriptor. Serving stops listening to a socket while a job waits to read from it, for nearly every
 message. The loop's own way to stop and to start again takes eight calls of the kernel (libuv), and
-8 µs of a push of 65; here a socket is told of once, and to ask again takes one call
+8 µs of a push of 65; here a socket is reported once, and to ask again takes one call
 (``EPOLLONESHOT``, epoll(7)).
 
-Invariants: a socket is told of once for each :meth:`InputReadiness.expect`; in one turn of the
-loop, :data:`MOST_AT_ONCE` are told of at most; a fault with one socket is reported and ends nothing
-else; while no socket is watched there is no epoll.
+Invariants: each :meth:`InputReadiness.expect` reports a socket once; one turn of the loop reports
+at most :data:`MOST_AT_ONCE` sockets; a fault with one socket is reported and ends nothing else;
+while no socket is watched there is no epoll.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Cuts what a client sends after so many TLS records.
+"""Cuts what a client sends after a bounded number of TLS records.
 
 The smallest records cost OpenSSL the most: a KeyUpdate of 27 bytes took 3 to 19 microseconds, so a
 client that sends nothing else would make us work for up to 11 ms on the bytes of one look. Owns the
-count.
-Invariant: the bytes that are let through end at a record's end if they are cut.
+count. Invariant: the bytes that are let through end at a record's end if they are cut.
 
 Source: RFC 8446, section 5.1 (RFC 5246, section 6.2.1): type, version, and two bytes of length.
 """
