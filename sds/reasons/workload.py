@@ -79,6 +79,11 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "Check `node.cri.socket`, that the runtime is up, and that the agent may open it.",
         retriable=True,
     ),
+    "cri_late": Reason(
+        "The runtime gave no answer about one container or sandbox in time. If it answers about "
+        "others, look for what keeps it from this one: its shim may stand still.",
+        retriable=True,
+    ),
     "cri_not_described": Reason(
         "The runtime lists something that it cannot describe now: it may just have ended. The "
         "agent asks again every second. If this stays, look into the runtime's log.",

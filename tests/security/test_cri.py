@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +18,7 @@ from sds.agent.node_settings import NodeSettings
 from sds.clock import SystemClock
 from sds.errors import WorkloadError
 from sds.workload.attestors import NodeContext, attestor_kind
+from sds.workload.cri import runtime as runtime_module
 from sds.workload.cri.runtime import Runtime
 from sds.workload.cri.settings import PodContents
 from sds.workload.peer import Peer, process_start_time
@@ -28,7 +32,6 @@ from tests.support.process import output, running, sds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from sds.workload.cri.attestor import CriAttestor
     from sds.workload.cri.runtime import DescribedContainer
@@ -342,3 +345,45 @@ async def test_what_was_seen_before_an_outage_is_remembered(
         await attestor._look(not_before=0)
     written = json.loads((node.folder / "seen.json").read_bytes())
     assert len(written["pods"][pod.sandbox]["containers"]) == 1
+
+
+def shim_of(sandbox: str) -> int:
+    """The process that runs a sandbox's containers for the runtime."""
+    for each in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (each / "cmdline").read_bytes().split(b"\0")
+            if b"shim" in words[0] and sandbox.encode() in words:
+                return int(each.name)
+    raise AssertionError(f"{sandbox} has no shim")
+
+
+async def test_a_sandbox_about_which_there_is_no_answer_blinds_nobody_to_other_pods(
+    node: CriNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime asks the sandbox's shim, which stands still, and lists everything meanwhile."""
+    monkeypatch.setattr(runtime_module, "_SECONDS", 1.0)
+    pod = await node.runtime.pod()
+    main = await node.runtime.container(pod)
+    contents = await node.contents(pod)
+    async with node.attestor(contents) as attestor:
+        pid = first_process(main)
+        assert (await facts(attestor, pid)).values("cri:pod-digest")
+        async with attestor._looking:
+            stuck = await node.runtime.pod("stuck")
+            shim = shim_of(stuck.sandbox)
+            os.kill(shim, signal.SIGSTOP)
+        try:
+            told = asyncio.Event()
+            attestor.listen(told.set)
+            await node.runtime.container(pod, "sidecar", args=["--read-the-key"])
+            async with asyncio.timeout(10):
+                await told.wait()
+            assert not (await facts(attestor, pid)).values("cri:pod-digest")
+            other = await node.runtime.pod("web-2")
+            honest = await node.runtime.container(other)
+            assert (await facts(attestor, first_process(honest))).values("cri:pod-digest")
+            before = attestor._clock.now().monotonic
+            await attestor._look(not_before=0)
+            assert attestor._clock.now().monotonic - before < 0.9, "it is not asked about each time"
+        finally:
+            os.kill(shim, signal.SIGCONT)

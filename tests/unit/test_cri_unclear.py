@@ -26,9 +26,14 @@ class PlayedRuntime:
     def __init__(self, reason: str) -> None:
         self.there = [OTHER]
         self.reason = reason
+        self.asked: list[str] = []
+        self.gone = False
+        self.pods = {SANDBOX}
 
     async def sandboxes(self) -> frozenset[str]:
-        return frozenset({SANDBOX})
+        if self.gone and self.asked:
+            raise WorkloadError("nobody answers", reason="cri_unavailable")
+        return frozenset(self.pods)
 
     async def containers(self, **_: str) -> tuple[Listed, ...]:
         return tuple(
@@ -36,7 +41,11 @@ class PlayedRuntime:
             for each in self.there
         )
 
+    async def sandbox(self, identifier: str) -> Any:
+        return await self.container(identifier)
+
     async def container(self, identifier: str) -> Any:
+        self.asked.append(identifier)
         raise WorkloadError(f"{identifier} is not described", reason=self.reason)
 
 
@@ -76,6 +85,31 @@ async def test_what_is_too_long_to_be_described_costs_the_pod_its_identity_for_g
 
 async def test_an_outage_of_the_runtime_changes_nothing() -> None:
     looks, pod = attestor(PlayedRuntime("cri_unavailable"))
+    await looks._look()
+    assert pod.holds(LISTED)
+    assert looks.notices()
+
+
+async def test_what_is_late_costs_the_pod_its_identity_and_is_not_asked_about_each_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runtime = PlayedRuntime("cri_late")
+    runtime.pods |= {"stuck"}
+    looks, pod = attestor(runtime)
+    for _ in range(3):
+        await looks._look()
+        assert not pod.holds(LISTED)
+    assert sorted(runtime.asked) == [OTHER, "stuck"]
+    assert len([one for one in caplog.records if "not described" in one.message]) == 2
+    runtime.there = []
+    await looks._look()
+    assert pod.holds(LISTED)
+
+
+async def test_a_runtime_that_is_late_for_everybody_is_an_outage() -> None:
+    runtime = PlayedRuntime("cri_late")
+    runtime.gone = True
+    looks, pod = attestor(runtime)
     await looks._look()
     assert pod.holds(LISTED)
     assert looks.notices()

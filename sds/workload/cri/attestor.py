@@ -24,12 +24,12 @@ from sds.workload.facts import Facts
 from sds.workload.proc import read_cgroup, read_cgroup_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from sds.clock import Clock
     from sds.workload.cgroup import PodCgroup, PodRoots
     from sds.workload.cri.pods import SeenPod, SeenPods
-    from sds.workload.cri.runtime import Listed, Runtime
+    from sds.workload.cri.runtime import DescribedContainer, Listed, Runtime
     from sds.workload.cri.settings import CriSettings, PodContents
     from sds.workload.peer import Peer
 
@@ -37,6 +37,8 @@ _LOG = logging.getLogger("sds.workload.cri")
 POLL_SECONDS: Final = 1.0
 _PATIENCE_SECONDS: Final = 5.0
 _FIRST_GAP_SECONDS: Final = 0.1
+_LATE_SECONDS: Final = 30.0
+"""How long what gave no answer in time is not asked about: each question holds up a look."""
 _SHOWN: Final = 3
 _COMPARED: Final = 16
 _SHOWN_TEXT: Final = 500
@@ -86,8 +88,12 @@ class CriAttestor:
         self._looked_at = float("-inf")
         self._changed = False
         """Whether a look saw something new that is not yet written and announced."""
+        self._late: dict[str, float] = {}
+        """Until when what gave no answer in time is not asked about, by container or sandbox."""
         self._unclear: dict[str, str] = {}
         """What this look could not get described now, by sandbox."""
+        self._unclear_before: dict[str, str] = {}
+        """The same of the look before."""
         self._listeners = Listeners()
 
     async def run(self) -> None:
@@ -281,7 +287,7 @@ class CriAttestor:
             rest = not_before - self._clock.now().monotonic
             if rest > 0:
                 await self._clock.sleep(rest)
-            self._unclear = {}
+            self._unclear_before, self._unclear = self._unclear, {}
             try:
                 # The order matters: a sandbox that is listed first cannot hide one of its
                 # containers.
@@ -325,7 +331,8 @@ class CriAttestor:
         """
         for sandbox in sandboxes - set(self._seen.pods) - set(self._refused):
             try:
-                await self._seen.add_sandbox(sandbox, await self._runtime.sandbox(sandbox))
+                said = await self._described(sandbox, self._runtime.sandbox)
+                await self._seen.add_sandbox(sandbox, said)
                 self._changed = True
             except WorkloadError as error:
                 self._refuse(sandbox, error, sandbox=sandbox)
@@ -346,9 +353,29 @@ class CriAttestor:
         for gone in set(self._unlisted) - there:
             del self._unlisted[gone]
         containers = {each.id for each in listed}
-        for table in (self._first_processes, self._refused):
+        for table in (self._first_processes, self._refused, self._late):
             for gone in set(table) - containers - sandboxes:
                 del table[gone]
+
+    async def _described(
+        self, identifier: str, describe: Callable[[str], Awaitable[DescribedContainer]]
+    ) -> DescribedContainer:
+        """Return the description of a container or sandbox; that it is late is no outage.
+
+        Raises:
+            WorkloadError: there is none now (``cri_not_described``), or the runtime answers nobody.
+        """
+        late = "the runtime gave no answer about it in time"
+        if self._clock.now().monotonic < self._late.get(identifier, float("-inf")):
+            raise WorkloadError(f"{identifier[:12]}: {late}", reason="cri_not_described")
+        try:
+            return await describe(identifier)
+        except WorkloadError as error:
+            if error.reason != "cri_late":
+                raise
+        await self._runtime.sandboxes()  # does it answer others?
+        self._late[identifier] = self._clock.now().monotonic + _LATE_SECONDS
+        raise WorkloadError(f"{identifier[:12]}: {late}", reason="cri_not_described")
 
     def _tell_unclear(self) -> None:
         """Let each pod have its identity while all of it is described, and not otherwise."""
@@ -368,7 +395,7 @@ class CriAttestor:
         pod = self._seen.pods.get(sandbox)
         if error.reason == "cri_not_described":  # perhaps it has ended: the next look asks again
             self._unclear[sandbox] = error.message
-            if pod is None or pod.unclear != error.message:
+            if self._unclear_before.get(sandbox) != error.message:
                 _LOG.warning("a container is not described", extra={"why": error})
             return
         if identifier not in self._refused:
@@ -379,7 +406,7 @@ class CriAttestor:
             self._changed = True
 
     async def _see_container(self, pod: SeenPod, each: Listed) -> None:
-        said = await self._runtime.container(each.id)
+        said = await self._described(each.id, self._runtime.container)
         if said.pid:
             self._first_processes[each.id] = said.pid
         if each.id in pod.containers:

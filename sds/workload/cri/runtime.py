@@ -33,7 +33,6 @@ _MOST_BYTES: Final = 16 << 20
 _OUTAGES: Final = frozenset(
     {
         grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.PERMISSION_DENIED,
         grpc.StatusCode.UNAUTHENTICATED,
         grpc.StatusCode.UNAVAILABLE,
@@ -165,12 +164,14 @@ class Runtime:
         """Describe one container.
 
         Raises:
-            WorkloadError: ``cri_unavailable``, ``cri_not_described``, ``cri_unknown_shape``.
+            WorkloadError: ``cri_unavailable``, ``cri_late``, ``cri_not_described``,
+                ``cri_unknown_shape``.
         """
         answer = await self._ask(
             "ContainerStatus",
             runtime_pb2.ContainerStatusRequest(container_id=identifier, verbose=True),
             runtime_pb2.ContainerStatusResponse.FromString,
+            of_one=True,
         )
         return await threads.CONTAINERS.run(_described, answer, pod_uid="")
 
@@ -178,17 +179,26 @@ class Runtime:
         """Describe one sandbox.
 
         Raises:
-            WorkloadError: ``cri_unavailable``, ``cri_not_described``, ``cri_unknown_shape``.
+            WorkloadError: ``cri_unavailable``, ``cri_late``, ``cri_not_described``,
+                ``cri_unknown_shape``.
         """
         answer = await self._ask(
             "PodSandboxStatus",
             runtime_pb2.PodSandboxStatusRequest(pod_sandbox_id=identifier, verbose=True),
             runtime_pb2.PodSandboxStatusResponse.FromString,
+            of_one=True,
         )
         uid = answer.status.metadata.uid
         return await threads.CONTAINERS.run(_described, answer, pod_uid=uid)
 
-    async def _ask(self, method: str, request: Message, parse: Callable[[bytes], Any]) -> Any:
+    async def _ask(
+        self,
+        method: str,
+        request: Message,
+        parse: Callable[[bytes], Any],
+        *,
+        of_one: bool = False,
+    ) -> Any:
         channel = self._channel
         assert channel is not None
         call: Any = channel.unary_unary(
@@ -199,10 +209,16 @@ class Runtime:
         try:
             answer = await call(request, timeout=_SECONDS)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                self._retire(channel)
             status = error.code()
             said = f"{method}: {status.name}: {(error.details() or '')[:200]}"
+            if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._retire(channel)
+                raise WorkloadError(
+                    f"the runtime at {self._socket} gives no answer in time to {said}",
+                    reason="cri_late" if of_one else "cri_unavailable",
+                    advice="if it answers others, look for what keeps it from this one: its shim "
+                    "may stand still",
+                ) from None
             if status in _OUTAGES:
                 raise WorkloadError(
                     f"the runtime at {self._socket} does not answer {said}",
