@@ -143,7 +143,7 @@ def verify_svid_chain(
         load_certificate(chain[0], _position(0)),
         *(load_issuer(der, _position(i)) for i, der in enumerate(chain[1:], start=1)),
     ]
-    path = _path_to_root(certificates, roots)
+    path = _path_to_root(certificates, roots, now)
     _check_signatures(path)
     _check_validity(path, now)
     _check_issuers(tuple(path[1:]))
@@ -181,7 +181,7 @@ def verify_authority_chain(
     if len(chain) == 1 and chain[0] in set(roots):
         path = certificates
     else:
-        path = _path_to_root(certificates, roots)
+        path = _path_to_root(certificates, roots, now)
     _check_signatures(path)
     _check_validity(path, now)
     _check_issuers(tuple(path))  # includes the first one, which will issue a leaf
@@ -213,26 +213,27 @@ def _check_length(chain: Sequence[bytes]) -> None:
 
 
 def _path_to_root(
-    certificates: list[x509.Certificate], roots: Sequence[bytes]
+    certificates: list[x509.Certificate], roots: Sequence[bytes], now: datetime
 ) -> list[x509.Certificate]:
     """2. The chain ends in a trusted root (RFC 5280, section 6.1.1 (d)).
 
     Returns the path, leaf first, the root last. A root that the authority put at the end of the
-    chain counts only if it is one of ``roots``, byte for byte.
+    chain counts only if it is one of ``roots``, byte for byte. Of several certificates of a root
+    over one key, the one counts that is valid for the longest.
     """
-    trusted = set(roots)
-    if certificate_der(certificates[-1]) in trusted:
+    if certificate_der(certificates[-1]) in set(roots):
         if len(certificates) == 1:
             raise CertificateError(
                 "the chain contains only a root", reason="certificate_path_length"
             )
-        return certificates
+        certificates = certificates[:-1]
     last = certificates[-1]
     named = [
         root for root in (load_issuer(der, "root") for der in roots) if root.subject == last.issuer
     ]
-    if len(named) > 1:  # a CA that kept its name over a new key
+    if len(named) > 1:  # a CA that kept its name over a new key, or its key over a new time
         named = [root for root in named if _is_issued_by(last, root)] or named[:1]
+        named.sort(key=lambda root: (_is_valid(root, now), root.not_valid_after_utc), reverse=True)
     if named:
         return [*certificates, named[0]]  # check 3 verifies the signature
     raise CertificateError(
@@ -240,6 +241,10 @@ def _path_to_root(
         f"certificate {last.serial_number:x} ({len(roots)} roots known)",
         reason="certificate_untrusted",
     )
+
+
+def _is_valid(root: x509.Certificate, now: datetime) -> bool:
+    return root.not_valid_before_utc <= now <= root.not_valid_after_utc
 
 
 def _is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -78,6 +78,37 @@ def test_a_root_at_the_end_of_the_chain_is_dropped() -> None:
     assert verified.chain == (leaf.der,)
 
 
+def test_a_root_that_was_renewed_over_its_key_counts_until_its_own_end() -> None:
+    """Both certificates of the root are in the bundle for a while, in any order."""
+    wish = replace(ca_wish("renewed"), not_after=NOW + timedelta(days=10))
+    renewed = self_signed(wish)
+    former = self_signed(replace(wish, not_after=NOW + timedelta(minutes=1)), renewed.key)
+    over = self_signed(replace(wish, not_after=NOW - timedelta(minutes=1)), renewed.key)
+    middle = renewed.issue(ca_wish("middle"))
+    leaf = middle.issue(replace(LEAF, not_after=NOW + timedelta(minutes=50)), KEY)
+    for other in (former, over):
+        for roots in ([renewed.der, other.der], [other.der, renewed.der]):
+            for last in ([], [other.der], [renewed.der]):
+                verified = pki.verify_svid_chain(
+                    [leaf.der, middle.der, *last],
+                    roots=roots,
+                    identity=IDENTITY,
+                    public_key=KEY.public_key(),
+                    now=NOW,
+                )
+                assert verified.root == hashlib.sha256(renewed.der).hexdigest()
+                assert verified.valid_until == NOW + timedelta(minutes=50)
+                assert verified.chain == (leaf.der, middle.der)
+            found = pki.verify_authority_chain(
+                [middle.der], roots=roots, public_key=middle.key.public_key(), now=NOW
+            )
+            assert found == renewed.der
+    with refused("certificate_expired"):
+        pki.verify_authority_chain(
+            [middle.der], roots=[over.der], public_key=middle.key.public_key(), now=NOW
+        )
+
+
 def test_a_root_without_key_usage_is_as_good_as_any() -> None:
     verify(root=self_signed(replace(ca_wish("root"), usage=None)))
 
