@@ -414,3 +414,32 @@ def test_every_byte_of_a_revocation_list_counts() -> None:
         except EvidenceError as error:
             found = error.reason
         assert found != "accepted", index
+
+
+def test_an_issuer_with_several_certificates_over_one_key() -> None:
+    """What a host gives beside the leaf takes nothing from what the verifier has itself."""
+    root = simulated()
+    machine = root.machine()
+    leaf, ask, ark = machine.certificates
+
+    def issuer(span: tuple[datetime, datetime], signer: rsa.RSAPrivateKey) -> bytes:
+        return certificate(
+            issuer=name("ARK-Genoa"),
+            subject=name("SEV-Genoa"),
+            public_key=root.ask_key.public_key(),
+            extensions=issuer_extensions(path_length=0),
+            signer=signer,
+            serial=7,
+            validity=span,
+        )
+
+    over = issuer((NOW - timedelta(days=9), NOW - timedelta(days=1)), root.ark_key)
+    damaged = issuer((NOW - timedelta(days=9), NOW + timedelta(days=9999)), root.ask_key)
+    report = machine.report(DATA)
+    for other, alone in ((over, "certificate_validity"), (damaged, "chain_untrusted")):
+        assert reason(report, (leaf, other, ark), root.ark_der) == alone
+        assert reason(report, (leaf, other, ask, ark), root.ark_der) == "accepted"
+        assert reason(report, (leaf, ask, other, ark), root.ark_der) == "accepted"
+        verifier = SnpVerifier(trusted_roots=[root.ark_der], certificates=[ask])
+        shown = Evidence(kind=EvidenceKind.SEV_SNP, report=report, certificates=(leaf, other, ark))
+        assert verifier.examine(shown, data=None, now=NOW).error is None

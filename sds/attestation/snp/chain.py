@@ -125,19 +125,34 @@ def link(leaf: Leaf, offered: tuple[bytes, ...], roots: Roots) -> Chain:
         EvidenceError: ``chain_untrusted``: 1. there is no issuer with fitting name and signature;
             2. the issuer's name is not that of the leaf's product and kind; 3. no pinned root of
             that name signed the issuer; 4. the root's product is not the leaf's.
-        EvidenceError: ``certificate_malformed``: 5. issuer or root may not sign certificates.
+        EvidenceError: ``certificate_malformed``: 5. issuer or root may not sign certificates. If
+            the issuer's key has several certificates, the error is that of the longest valid one.
     """
-    known = [*_readable(offered), *roots.certificates]
+    known = list({one.der: one for one in (*_readable(offered), *roots.certificates)}.values())
     # 1. The issuer: by name, then by signature.
     named = [other for other in known if other.subject == leaf.certificate.issuer]
-    issuer = next((other for other in named if leaf.certificate.signed_by(other)), None)
-    if issuer is None:
+    signers = [other for other in named if leaf.certificate.signed_by(other)]
+    if not signers:
         raise EvidenceError(
             f"no known certificate signed the {leaf.certificate.common_name}: "
             + ("its signature is invalid" if named else f"{leaf.issuer_common_name} is missing"),
             advice=f"give the certificate {leaf.issuer_common_name} and its ARK",
             reason="chain_untrusted",
         )
+    # Several certificates may be over the key that signed: one that was damaged or is over takes
+    # nothing from another.
+    failure: EvidenceError | None = None
+    for issuer in sorted(signers, key=lambda one: one.not_after, reverse=True):
+        try:
+            return _under(issuer, leaf, known, roots)
+        except EvidenceError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _under(issuer: Certificate, leaf: Leaf, known: Iterable[Certificate], roots: Roots) -> Chain:
+    """Do steps 2 to 5 with one issuer."""
     # 2. ASK for a VCEK, ASVK for a VLEK, each of the product that the leaf names.
     if issuer.common_name != leaf.issuer_common_name:
         raise EvidenceError(
@@ -148,7 +163,8 @@ def link(leaf: Leaf, offered: tuple[bytes, ...], roots: Roots) -> Chain:
     # 3. The root: by name and pin, then by signature.
     named = [other for other in known if other.subject == issuer.issuer]
     trusted = [other for other in named if other.digest in roots.pins]
-    root = next((other for other in trusted if issuer.signed_by(other)), None)
+    signers = [other for other in trusted if issuer.signed_by(other)]
+    root = max(signers, key=lambda one: one.not_after, default=None)
     if root is None:
         found = named[0].digest if named else "no ARK"
         raise EvidenceError(
