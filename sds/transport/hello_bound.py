@@ -3,7 +3,12 @@
 OpenSSL takes memory for a ClientHello as soon as its length is announced: 128 KiB for a caller that
 sent 20 bytes. So the lengths are read before OpenSSL sees them. Owns that reading. Invariants: no
 message of a handshake is announced with more than :data:`MOST_BYTES`, and the client's part of a
-handshake has at most :data:`MOST_PARTS` records and messages; what is encrypted is not looked at.
+handshake has at most :data:`MOST_PARTS` records and messages; what is encrypted is not looked at;
+the first message is complete, or refused, before the client sent much more than
+:data:`MOST_BYTES`.
+
+A record of encrypted data is skipped and not the end: after a HelloRetryRequest, OpenSSL skips such
+records as early data and expects another ClientHello behind them (RFC 8446, section 4.2.10).
 
 Sources: RFC 8446, sections 4 and 5.1; RFC 5246, sections 6.2.1 and 7.4. TLS libraries send a
 ClientHello of a few hundred bytes to 2 KiB; BoringSSL accepts 16 KiB, as this does.
@@ -21,7 +26,6 @@ MOST_PARTS: Final = 512
 _RECORD_HEAD: Final = 5
 _MESSAGE_HEAD: Final = 4
 _HANDSHAKE: Final = 22
-_APPLICATION_DATA: Final = 23
 _CLIENT_KEY_EXCHANGE: Final = 16
 """The last message of a TLS 1.2 client before it encrypts."""
 
@@ -87,7 +91,6 @@ class HelloBound:
     def _begin_record(self) -> None:
         self._count()
         self._in_record = int.from_bytes(self._head[3:], "big")
-        self._over = self._head[0] == _APPLICATION_DATA
         self.complete = self.complete or self._head[0] != _HANDSHAKE
         if not self._in_record:
             self._head.clear()
@@ -113,7 +116,7 @@ class HelloBound:
                 self._over = self._message_head[0] == _CLIENT_KEY_EXCHANGE
                 if not self.complete:
                     self.hello += self._message_head
-                    self.complete = not self._in_message
+                    self.complete = self._over or not self._in_message
                 self._message_head.clear()
                 if self._in_message > MOST_BYTES:
                     raise _refused(f"a message of the handshake has {self._in_message} bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -25,6 +26,31 @@ if TYPE_CHECKING:
 
 V12 = {"maximum_version": ssl.TLSVersion.TLSv1_2}
 PARAMS = pytest.mark.parametrize("version", [{}, V12], ids=["1.3", "1.2"])
+
+
+HELLO_RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+"""The random of a ServerHello that is a HelloRetryRequest (RFC 8446, section 4.1.3)."""
+
+
+def handshake_record(data: bytes) -> bytes:
+    return b"\x16\x03\x03" + len(data).to_bytes(2, "big") + data
+
+
+def hello_without_a_share() -> bytes:
+    """A ClientHello of TLS 1.3 that supports P-256, sends no key share and says early data."""
+    extensions = b"".join(
+        kind.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data
+        for kind, data in (
+            (43, b"\2\3\4"),  # supported_versions
+            (10, b"\0\2\0\x17"),  # supported_groups
+            (13, b"\0\2\4\3"),  # signature_algorithms
+            (51, b"\0\0"),  # key_share
+            (42, b""),  # early_data
+        )
+    )
+    body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\1" + b"\1\0"
+    body += len(extensions).to_bytes(2, "big") + extensions
+    return b"\1" + len(body).to_bytes(3, "big") + body
 
 
 def broken(link: TlsLink) -> str:
@@ -282,11 +308,38 @@ def test_a_long_message_is_noticed_wherever_it_is_cut(head: int) -> None:
 
 
 def test_what_is_encrypted_is_not_looked_at() -> None:
-    for start in (b"\x17\x03\x03\x00\x01x", b"\x16\x03\x03\x00\x05\x10\x00\x00\x01k"):
-        bound = HelloBound()
-        bound.check(start)
-        bound.check(b"\x16\x03\x03\x00\x20" + b"\x01\xff\xff\xff" * 8)
-        bound.check(b"\x16\x03\x03\x00\x01x" * (2 * hello_bound.MOST_PARTS))
+    """In TLS 1.3 that is data; in TLS 1.2 it is everything after the client's key."""
+    data = HelloBound()
+    data.check((b"\x17\x03\x03\x00\x20" + b"\x01\xff\xff\xff" * 8) * 8)
+    after = HelloBound()
+    after.check(b"\x16\x03\x03\x00\x05\x10\x00\x00\x01k")
+    after.check(b"\x16\x03\x03\x00\x20" + b"\x01\xff\xff\xff" * 8)
+    after.check(b"\x16\x03\x03\x00\x01x" * (2 * hello_bound.MOST_PARTS))
+
+
+async def test_a_stranger_takes_no_memory_for_a_long_second_hello() -> None:
+    """After a HelloRetryRequest, OpenSSL skips data before the second hello as early data."""
+    long = handshake_record(b"\x01" + (131_000).to_bytes(3, "big") + bytes(12))
+    with tls_link() as link:
+        link.wire.send(handshake_record(hello_without_a_share()))
+        assert link.take() == b""
+        link.pull()
+        assert HELLO_RETRY in link.incoming.read()
+        link.wire.send(b"\x17\x03\x03\x00\x28" + bytes(40) + long)
+        assert "has 131000 bytes" in broken(link)
+
+
+async def test_nothing_that_comes_first_is_kept_for_long() -> None:
+    """Whatever message a stranger begins with, it is complete soon, or OpenSSL judges it."""
+    for kind in range(256):
+        endless = handshake_record(bytes([kind, 0, 0, 1]) + bytes(16_000))
+        with tls_link() as link:
+            with contextlib.suppress(ConnectionError, Http2Error):
+                for _ in range(4):
+                    link.wire.send(endless)
+                    link.take()
+                raise AssertionError(f"message {kind}: the server reads on")
+            assert link.server.held < 3 * hello_bound.MOST_BYTES
 
 
 # --- the work of one look -----------------------------------------------------------------------
