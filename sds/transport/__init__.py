@@ -15,13 +15,16 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``flow_control``      what may be sent and received on one stream (section 5)
 ``outgoing``          what one connection sends, within the client's windows
 ``events``            what a connection tells about its client
+``streams``           the streams of one connection: the open ones, and those we reset
 ``connection``        the protocol of one connection, without I/O
 ``messages``          gRPC's length-prefixed messages, time-outs and status texts
 ``call``              one remote call: what a handler reads from and writes to
 ``link``              what a call needs of its connection
+``calls``             the calls of one connection, opened, fed and ended
 ``handling``          a handler run for one call
 ``rate``, ``shares``  how often, and how much
 ``budget``            what each owner of connections uses
+``usage``             what each owner uses, in plain values for people and metrics
 ``owner_lines``       the log lines that an owner causes
 ``turns``             whose turn it is on the event loop
 ``readiness``         which sockets have input
