@@ -263,6 +263,11 @@ async def test_a_host_that_gives_another_certificate_or_none(
     async with Host(chain=other.certificates).running() as host:
         with refused("endorsement_unavailable", match="no source has"):
             await attester(vtpm, host).attest(DATA)
+    leaf, *issuers = machine.certificates
+    damaged = leaf[:-1] + bytes([leaf[-1] ^ 1])
+    async with Host(chain=(damaged, *issuers)).running() as host:
+        with refused("endorsement_unavailable", match="no source has"):
+            await attester(vtpm, host).attest(DATA)
     async with Host(chain=machine.certificates, later=99).running() as host:
         with pytest.raises(EndorsementUnavailableError, match="later"):
             await attester(vtpm, host).attest(DATA)

@@ -278,3 +278,25 @@ async def test_a_leaf_of_the_host_that_does_not_belong_to_the_report_is_replaced
         SnpVerifier(trusted_roots=[machine.ark_der]).verify(evidence, data=DATA, now=NOW)
         # Nobody has better ones: the verifier says what is wrong with those of the host.
         assert (await EndorsedAttester(host, [none]).attest(DATA)).certificates == given
+
+
+@pytest.mark.parametrize("damaged", ["leaf", "issuer"])
+async def test_a_certificate_that_was_damaged_on_its_way_is_not_kept(
+    damaged: str, tmp_path: Path
+) -> None:
+    """Its fields are right and its signature is not; a cache on disk would keep it for good."""
+    machine = simulated().machine()
+    leaf, ask, ark = machine.certificates
+    kds, clock = Kds(machine), PatientClock()
+    async with kds.served() as url:
+        source = KeptEndorsements(KdsEndorsements(url, clock), tmp_path / "kept")
+        if damaged == "leaf":
+            kds.content = leaf[:-1] + bytes([leaf[-1] ^ 1])
+        else:
+            kds.chain = certificate_pem([ask[:-1] + bytes([ask[-1] ^ 1]), ark])
+        with pytest.raises(EndorsementUnavailableError, match="signed"):
+            await holds(machine, source)
+        assert not (tmp_path / "kept").exists()
+        kds.content = kds.chain = None
+        await clock.sleep(20)
+        await holds(machine, source)

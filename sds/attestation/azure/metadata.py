@@ -19,7 +19,7 @@ import aiohttp
 
 from sds.attestation.answers import asking, read_body
 from sds.attestation.pem import der_certificates
-from sds.attestation.snp.sources import fits_report
+from sds.attestation.snp.sources import fits_report, hold_together, issuers_of
 from sds.backoff import Backoff, retry_after, uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.http_client import client_session
@@ -74,8 +74,9 @@ class MetadataService:
                 f"{self._url}{path} gave no vcekCert and certificateChain: {error!r}"[:300]
             ) from error
         # After a firmware update, the service has the certificate of a TCB that this boot's
-        # report does not name yet.
-        return (leaf, *issuers) if fits_report(leaf, report) else ()
+        # report does not name yet. What was damaged on its way would be kept until the next boot.
+        good = fits_report(leaf, report) and hold_together(leaf, issuers_of(leaf, issuers))
+        return (leaf, *issuers) if good else ()
 
     async def td_quote(self, report: bytes) -> bytes:
         """Fetch the quote for a TDREPORT of this machine.

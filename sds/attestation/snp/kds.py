@@ -1,7 +1,7 @@
 """Fetches certificates from a server in the layout of AMD's KDS (AMD 57230).
 
 Owns the request for a VCEK and its chain. Invariants: a certificate that does not belong to the
-report is refused; requests, sizes and times are bounded; a server that failed, or said "later", is
+report, or was damaged, is refused; requests, sizes and times are bounded; a server that failed, or said "later", is
 not asked until that time has passed, however often evidence is needed. A process that asks no
 server does not load this module, because its HTTP client takes 6 MB.
 """
@@ -25,6 +25,7 @@ from sds.attestation.snp.report import (
 from sds.attestation.snp.sources import (
     MAX_ANSWER_BYTES,
     fits_report,
+    hold_together,
     issuers_of,
     vcek_target,
 )
@@ -77,7 +78,8 @@ class KdsEndorsements:
             return ()
         paths = vcek_path(report, product), f"/vcek/v1/{product.certificate_name}/cert_chain"
         wait = self._again - self._clock.now().monotonic
-        if wait > 0 and not self._kept.keys() >= set(paths):
+        kept = self._kept.keys() >= set(paths)
+        if wait > 0 and not kept:
             raise EndorsementUnavailableError(
                 f"{self._url} did not answer; it is asked again in {wait:.0f} s",
                 advice="with a folder of certificates or a cache of your own, you do not need it",
@@ -86,6 +88,12 @@ class KdsEndorsements:
         async with client_session(timeout=timeout) as session:
             (leaf,) = await self._get(session, paths[0], lambda body: self._leaf(body, report))
             issuers = await self._get(session, paths[1], lambda body: self._issuers(body, leaf))
+        if not kept and not hold_together(leaf, issuers):
+            self._kept.clear()  # one of them was damaged, and both are fetched again
+            damaged = EndorsementUnavailableError(
+                f"{self._url} answered with certificates that were not signed by those above them"
+            )
+            raise self._give_up(damaged, 0.0)
         return (leaf, *issuers)
 
     def _leaf(self, body: bytes, report: Report) -> tuple[bytes, ...]:

@@ -165,6 +165,26 @@ def issuers_of(leaf: bytes, found: Iterable[bytes]) -> tuple[bytes, ...]:
     return tuple(one.der for one in known if one.subject in above)
 
 
+def hold_together(leaf: bytes, issuers: Iterable[bytes]) -> bool:
+    """Say whether an issuer signed the leaf, and those that have their own issuer here are signed.
+
+    What was damaged on its way has the right fields, and would be kept for as long as they are.
+
+    Args:
+        leaf: a VCEK or VLEK in DER, readable.
+        issuers: the certificates above it, readable.
+    """
+    above = list(map(Certificate.parse, issuers))
+    if not any(Certificate.parse(leaf).signed_by(one) for one in above):
+        return False
+    return all(_is_signed(one, above) for one in above)
+
+
+def _is_signed(certificate: Certificate, above: Iterable[Certificate]) -> bool:
+    named = [one for one in above if one.subject == certificate.issuer]
+    return not named or any(certificate.signed_by(one) for one in named)
+
+
 def _certificate(der: bytes) -> Certificate | None:
     try:
         return Certificate.parse(der)
