@@ -1,9 +1,9 @@
 """Fetches certificates from a server in the layout of AMD's KDS (AMD 57230).
 
 Owns the request for a VCEK and its chain. Invariants: a certificate that does not belong to the
-report, or was damaged, is refused; requests, sizes and times are bounded; a server that failed, or said "later", is
-not asked until that time has passed, however often evidence is needed. A process that asks no
-server does not load this module, because its HTTP client takes 6 MB.
+report, or was damaged, is refused; requests, sizes and times are bounded; a server that failed, or
+said "later", is not asked until that time has passed, however often evidence is needed. A process
+that asks no server does not load this module, because its HTTP client takes 6 MB.
 """
 
 from __future__ import annotations
