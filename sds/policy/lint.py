@@ -106,11 +106,20 @@ def _idle(rules: Sequence[AllowRule]) -> Iterator[str]:
 
 
 def _covers(wider: AllowRule, rule: AllowRule) -> bool:
-    return all(
+    return _covers_requests(wider, rule) and all(
         any(one.covers(glob) for one in wides)
         for wides, globs in ((wider.from_, rule.from_), (wider.to, rule.to))
         for glob in globs
     )
+
+
+def _covers_requests(wider: AllowRule, rule: AllowRule) -> bool:
+    """Say whether every request that the rule lets through is let through, and counted, anyway."""
+    if not wider.requests:
+        return True
+    if not rule.requests or (wider.requests_enforce and not rule.requests_enforce):
+        return False
+    return set(wider.request_patterns()) >= set(rule.request_patterns())
 
 
 def _federation(document: PolicyDocument) -> Iterator[str]:

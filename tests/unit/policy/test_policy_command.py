@@ -411,6 +411,31 @@ def test_lint_names_what_is_hardly_meant(tmp_path: Path) -> None:
         assert said in text
 
 
+GET, EITHER = [{"methods": ["GET"]}], [{"methods": ["GET"]}, {"methods": ["PUT"]}]
+
+
+@pytest.mark.parametrize(
+    ("wider", "rule", "idle"),
+    [
+        ({}, {}, True),
+        ({}, {"requests": GET}, True),
+        ({"requests": EITHER}, {"requests": GET}, True),
+        ({"requests": GET, "requests_enforce": False}, {"requests": GET}, True),
+        ({"requests": GET}, {}, False),
+        ({"requests": GET}, {"requests": EITHER}, False),
+        ({"requests": GET}, {"requests": GET, "requests_enforce": False}, False),
+    ],
+)
+def test_lint_takes_no_rule_for_superfluous_that_allows_more_requests(
+    wider: dict[str, Any], rule: dict[str, Any], *, idle: bool, tmp_path: Path
+) -> None:
+    """Who removed such a rule would deny what it alone allows."""
+    rules = [{"from": f"{S}/*", "to": f"{S}/b"} | wider, {"from": f"{S}/a", "to": f"{S}/b"} | rule]
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(yaml_bytes(document(allow=rules)))
+    assert ("allow[1] says nothing" in good("lint", path)) is idle
+
+
 def test_a_directory_is_one_document(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     folder.mkdir()
