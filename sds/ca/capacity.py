@@ -20,7 +20,7 @@ _PER_CONNECTION: Final = 56 * 1024
 those of strangers who hold as much as they can (83 KiB: half a frame and half a TLS record)."""
 _EVERYTHING_ELSE: Final = 216 * 1024 * 1024
 """The memory of the program (80 MiB), of what strangers may fill (``docs/exchange.md``): messages
-that are read, and the windows of streams that wait; and of TLS 1.2 sessions in OpenSSL (6 MiB)."""
+that are read, and the windows of streams that wait."""
 _FEWEST: Final = 256
 _OTHER_DESCRIPTORS: Final = 128
 """The descriptors for files, listening sockets, the authority's own clients and their gRPC."""

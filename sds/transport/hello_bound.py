@@ -10,8 +10,8 @@ the first message is complete, or refused, before the client sent much more than
 A record of encrypted data is skipped and not the end: after a HelloRetryRequest, OpenSSL skips such
 records as early data and expects another ClientHello behind them (RFC 8446, section 4.2.10).
 
-Sources: RFC 8446, sections 4 and 5.1; RFC 5246, sections 6.2.1 and 7.4. TLS libraries send a
-ClientHello of a few hundred bytes to 2 KiB; BoringSSL accepts 16 KiB, as this does.
+Sources: RFC 8446, sections 4 and 5.1. TLS libraries send a ClientHello of a few hundred bytes to
+2 KiB; BoringSSL accepts 16 KiB, as this does.
 """
 
 from __future__ import annotations
@@ -26,19 +26,16 @@ MOST_PARTS: Final = 512
 _RECORD_HEAD: Final = 5
 _MESSAGE_HEAD: Final = 4
 _HANDSHAKE: Final = 22
-_CLIENT_KEY_EXCHANGE: Final = 16
-"""The last message of a TLS 1.2 client before it encrypts."""
 
 
 class HelloBound:
-    """Reads the lengths in what one client sends, until it encrypts; keeps its first message."""
+    """Reads the lengths in what one client sends; keeps its first message."""
 
     __slots__ = (
         "_head",
         "_in_message",
         "_in_record",
         "_message_head",
-        "_over",
         "_parts",
         "complete",
         "hello",
@@ -54,7 +51,6 @@ class HelloBound:
         """How many bytes of the record are still to come."""
         self._in_message = 0
         self._parts = 0
-        self._over = False
         self.hello = bytearray()
         """The first message, as much of it as has come."""
         self.complete = False
@@ -67,7 +63,7 @@ class HelloBound:
             Http2Error: a message is too long, or there are too many records.
         """
         at, size = 0, len(data)
-        while at < size and not self._over:
+        while at < size:
             if self._in_record:
                 piece = data[at : at + self._in_record]
                 at += len(piece)
@@ -98,7 +94,7 @@ class HelloBound:
     def _messages(self, piece: bytes | memoryview) -> None:
         """Read the headers of messages in a piece of a record."""
         at = 0
-        while at < len(piece) and not self._over:
+        while at < len(piece):
             if self._in_message:
                 skipped = min(self._in_message, len(piece) - at)
                 if not self.complete:
@@ -113,10 +109,9 @@ class HelloBound:
             if len(self._message_head) == _MESSAGE_HEAD:
                 self._count()
                 self._in_message = int.from_bytes(self._message_head[1:], "big")
-                self._over = self._message_head[0] == _CLIENT_KEY_EXCHANGE
                 if not self.complete:
                     self.hello += self._message_head
-                    self.complete = self._over or not self._in_message
+                    self.complete = not self._in_message
                 self._message_head.clear()
                 if self._in_message > MOST_BYTES:
                     raise _refused(f"a message of the handshake has {self._in_message} bytes")

@@ -4,7 +4,7 @@ The smallest records cost OpenSSL the most: a KeyUpdate of 27 bytes took 3 to 19
 client that sends nothing else would make us work for up to 11 ms on the bytes of one look. Owns the
 count. Invariant: the bytes that are let through end at a record's end if they are cut.
 
-Source: RFC 8446, section 5.1 (RFC 5246, section 6.2.1): type, version, and two bytes of length.
+Source: RFC 8446, section 5.1: type, version, and two bytes of length.
 """
 
 from __future__ import annotations

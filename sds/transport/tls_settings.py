@@ -1,10 +1,12 @@
 """The TLS of a server: what it offers to a client.
 
-Owns the versions, the ciphers and the groups. Invariants: no client gets a key exchange that costs
-much more than the others; no session outlives its connection; the key is in no file that has a
-name.
+Owns the version and the groups. Invariants: no client gets a key exchange that costs much more than
+the others; no session outlives its connection; the key is in no file that has a name.
 
-Sources: RFC 8446 (TLS 1.3), 5246 (TLS 1.2), 7301 (ALPN), 9113 (section 9.2: TLS for HTTP/2).
+TLS 1.3 alone is offered. Of TLS 1.2, OpenSSL keeps sessions that are over (0.9 KiB each, up to
+20,480 for each group) and resumes them, and ``ssl`` has no way to stop that.
+
+Sources: RFC 8446 (TLS 1.3), 7301 (ALPN), 9113 (section 9.2: TLS for HTTP/2).
 """
 
 from __future__ import annotations
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ALPN: Final = "h2"
-_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Of TLS 1.2: those that HTTP/2 does not forbid (RFC 9113, appendix A)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +76,7 @@ def _context(path: str, group: str) -> ssl.SSLContext | None:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_CIPHERS)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         context.set_ecdh_curve(group)
     except (ssl.SSLError, ValueError):
@@ -87,5 +86,5 @@ def _context(path: str, group: str) -> ssl.SSLContext | None:
     context.set_alpn_protocols([ALPN])
     # A resumed session would know nothing of a certificate that was replaced.
     context.num_tickets = 0
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.options |= ssl.OP_NO_TICKET
     return context

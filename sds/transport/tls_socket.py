@@ -9,7 +9,7 @@ before the handshake is over waits and is counted; a client that breaks TLS is t
 and that ends this connection only; a client that has gone costs no handshake; no error of ``ssl``
 comes out.
 
-Sources: RFC 8446 (TLS 1.3), 5246 (TLS 1.2), 7301 (ALPN), 9113 (section 9.2: TLS for HTTP/2).
+Sources: RFC 8446 (TLS 1.3), 7301 (ALPN), 9113 (section 9.2: TLS for HTTP/2).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 READ_BYTES: Final = 16 * 1024
 """The most bytes of one look; :mod:`sds.transport.tls_records` bounds the records among them."""
 _RECORD_BYTES: Final = 16 * 1024 + 256 + 5
-"""The largest record (RFC 5246, 6.2.3, with what encryption may add), part of which may wait."""
+"""The largest record (RFC 8446, section 5.2), part of which may wait."""
 _PLAIN_BYTES: Final = READ_BYTES + _RECORD_BYTES
 _STATE_BYTES: Final = 12 * 1024
 """Bytes of memory of OpenSSL's state of a connection."""

@@ -88,13 +88,10 @@ async def test_openssl_and_key_updates() -> None:
         assert "ALPN protocol: h2" in printed
         assert "New Session Ticket arrived" not in printed
         assert "Compression: NONE" in printed
-        printed = await s_client(authority.port, "-alpn", "h2", "-tls1_2", "-no_ticket")
-        assert "ALPN protocol: h2" in printed
-        assert "Secure Renegotiation IS supported" in printed
         printed = await s_client(authority.port, "-alpn", "h2", "-tls1_3", said=["K", "k"] * 20)
         assert printed.count("KEYUPDATE") == 40
-        printed = await s_client(authority.port, "-alpn", "h2", "-tls1_2", said=["R"])
-        assert "no renegotiation" in printed, printed
+        printed = await s_client(authority.port, "-alpn", "h2", "-tls1_2")
+        assert "alert protocol version" in printed, printed
         await still_serves(world, authority)
 
 
@@ -105,8 +102,6 @@ async def test_openssl_and_key_updates() -> None:
         ("-groups", "ffdhe2048", "-tls1_3"),
         ("-groups", "X448"),
         ("-groups", "P-521"),
-        ("-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA256"),
-        ("-tls1_2", "-cipher", "DHE-RSA-AES128-GCM-SHA256"),
     ],
 )
 async def test_what_costs_too_much_or_is_weak_is_not_negotiated(offer: tuple[str, ...]) -> None:

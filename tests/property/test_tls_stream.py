@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 from sds.errors import Http2Error
 from sds.transport.hello_bound import HelloBound
 from sds.transport.tls_records import RecordCutter
-from tests.support.tls_link import TlsLink, client_context, tls_link
-
-CONTEXTS = [client_context(), client_context(maximum_version=ssl.TLSVersion.TLSv1_2)]
+from tests.support.tls_link import TlsLink, tls_link
 
 
 def passed_on(link: TlsLink, cuts: list[int]) -> bytes:
@@ -34,16 +32,13 @@ def passed_on(link: TlsLink, cuts: list[int]) -> bytes:
 
 @settings(max_examples=60)
 @given(
-    st.sampled_from(CONTEXTS),
     st.lists(st.integers(1, 3_000), min_size=1, max_size=8),
     st.lists(st.binary(min_size=1, max_size=20_000), max_size=6),
     st.binary(max_size=50_000),
 )
-def test_any_cut_of_the_stream(
-    context: ssl.SSLContext, cuts: list[int], messages: list[bytes], answer: bytes
-) -> None:
+def test_any_cut_of_the_stream(cuts: list[int], messages: list[bytes], answer: bytes) -> None:
     async def run() -> None:
-        with tls_link(context) as link:
+        with tls_link() as link:
             link.server.write([answer])
             taken, done = b"", False
             while not done:
