@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from sds.admission.judge import AdmittedContainer, AdmittedSandbox
-from sds.errors import ConfigurationError
+from sds.errors import ConfigurationError, PolicyError
 from sds.files import read_file, replace_file
 from sds.outside import words_of
+from sds.policy.succession import resumed, split
 from sds.policy.trust import Epoch
 
 if TYPE_CHECKING:
@@ -45,8 +46,15 @@ class Memory:
     sandboxes: dict[str, AdmittedSandbox] = field(default_factory=dict)
 
     def floor(self, start: PolicySuccession) -> PolicySuccession:
-        """Return the initial memory: nothing older than what was seen is accepted."""
-        return replace(start, seen=self.seen)
+        """Return the initial state: neither older policies nor former signers are accepted.
+
+        The signers of later epochs count although the policy that named them may have ended.
+        """
+        try:
+            remembered = split(self.policy)
+        except PolicyError:
+            return replace(start, seen=self.seen)
+        return resumed(start, remembered, seen=self.seen)
 
 
 class MemoryFile:

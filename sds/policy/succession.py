@@ -9,7 +9,8 @@ Owns :class:`PolicySuccession` (the state) and :func:`offer` (the only step). In
   order of their epochs, as TUF's root does (TUF specification 1.0.33, section 5.3).
 
 ``seen`` is kept in memory only. After a restart it follows from the files and the peers: see
-docs/policy.md, "Rollback".
+docs/policy.md, "Rollback". Only ``sds admission`` remembers it, and with it who signs
+(:func:`resumed`).
 """
 
 from __future__ import annotations
@@ -256,7 +257,7 @@ def offer(
     Returns:
         The new state (the old one if nothing was taken), and the result.
     """
-    known = set(state.line) - ({state.policy.signed} if state.policy is not None else set())
+    known = set(state.line) - {_newest(state)}
     pool = [signed for signed in dict.fromkeys(offered) if signed not in known]
     if not pool:
         refusal: PolicyError = PolicyNotInForceError(
@@ -307,6 +308,42 @@ def offer(
         retry_before=retry_before,
         verified=verified,
     )
+
+
+def resumed(
+    start: PolicySuccession, remembered: Iterable[SignedPolicy], *, seen: Epoch | None
+) -> PolicySuccession:
+    """Return the state of a party that restarts with what it remembers: an epoch, and who signs.
+
+    The signers count whether or not the remembered policy may still be in force, as they would
+    without the restart. An offer decides whether it is in force again.
+
+    Args:
+        start: the configured state.
+        remembered: the chain and the policy of the epoch, as :attr:`PolicySuccession.handover`.
+        seen: the epoch.
+    """
+    if seen is None:
+        return start
+    state = start
+    for signed in remembered:
+        try:
+            policy = _authenticated(signed, state)
+        except PolicyError:
+            break  # the configuration has other keys now
+        if policy.epoch.number > seen.number:
+            break
+        state = _after(state, policy)
+        if policy.epoch == seen and policy.successors is not None:
+            state = replace(state, trusted_since=seen.number)
+    return replace(state, seen=seen)
+
+
+def _newest(state: PolicySuccession) -> SignedPolicy | None:
+    """Return the policy of the highest epoch seen, or the last link, which may be that policy."""
+    if state.policy is not None:
+        return state.policy.signed
+    return state.line[-1] if state.line else None
 
 
 def _remembered(policy: Policy) -> VerifiedBefore:

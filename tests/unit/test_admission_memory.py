@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sds.admission.memory import Memory, MemoryFile
 from sds.admission.policy_memory import PolicyMemory
+from sds.policy.succession import PolicySuccession, offer
 from tests.support.clock import PauseCounter
+from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,3 +74,23 @@ def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     (file,) = tmp_path.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     assert MemoryFile(tmp_path).read().policy == b"signed"
+
+
+def test_a_policy_that_has_ended_still_says_who_signs_after_it(tmp_path: Path) -> None:
+    """A restart does not give the right back to a key that the remembered policy took it from."""
+    alice, bob = Signatory("alice"), Signatory("bob")
+    signers = {"threshold": 1, "keys": [{"name": "bob", "public_key": bob.public.pem}]}
+    turn = sign(document(4, signers=signers, not_after="2026-02-01T00:00:00Z"), alice, bob)
+    configured = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(alice))
+    running, _ = offer(configured, [turn], now=datetime(2026, 1, 15, tzinfo=UTC))
+    MemoryFile(tmp_path).write(Memory(seen=running.seen, policy=running.handover))
+    start = MemoryFile(tmp_path).read().floor(configured)
+    stolen, next_one = sign(document(5), alice), sign(document(5), bob)
+    for state in (running, start):
+        _, outcome = offer(state, [stolen], now=NOW)
+        assert outcome.refusal is not None
+        assert outcome.refusal.reason == "policy_unsigned"
+        assert offer(state, [next_one], now=NOW)[1].taken is not None
+    # What is remembered is nothing that these keys signed: the epoch alone counts.
+    odd = Memory(seen=running.seen, policy=b"signed").floor(configured)
+    assert odd == dataclasses.replace(configured, seen=running.seen)

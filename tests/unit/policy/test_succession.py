@@ -10,7 +10,7 @@ import pytest
 
 from sds.errors import PolicyError
 from sds.policy.envelope import SignedPolicy
-from sds.policy.succession import OfferOutcome, PolicySuccession, offer, split
+from sds.policy.succession import OfferOutcome, PolicySuccession, offer, resumed, split
 from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting
 from tests.support.refusals import refused
 
@@ -165,6 +165,47 @@ def test_a_link_of_tomorrow_does_not_count_today() -> None:
     state, _, _ = step(fresh(), TWO, turn, FIVE_BY_BOB)
     assert (epoch(state), state.trusted) == (2, trusting(ALICE))
     assert epoch(step(state, TWO, turn, FIVE_BY_BOB, now=LATER)[0]) == 5
+
+
+def test_a_party_that_missed_a_change_of_signers_follows_the_one_before() -> None:
+    """The price of a chain that may leave epochs out: docs/policy.md, "Key ceremonies"."""
+    to_bob = sign(document(2, signers=named(BOB)), ALICE, BOB)
+    to_carol = sign(document(3, signers=named(CAROL)), BOB, CAROL)
+    stolen = sign(document(9), BOB)
+    for floor in (0, 5):
+        assert epoch(step(fresh(min_epoch=floor), to_bob, stolen)[0]) == 9
+        state, _, _ = step(fresh(min_epoch=floor), to_bob, to_carol, stolen)
+        assert (epoch(state), state.min_epoch) == (0 if floor else 3, floor)
+        state, _, _ = step(fresh(min_epoch=floor), to_bob, to_carol, sign(document(6), CAROL))
+        assert epoch(step(state, to_bob, stolen)[0]) == 6
+    assert epoch(step(fresh(CAROL), to_bob, stolen)[0]) == 0
+
+
+def test_a_party_that_remembers_its_policy_remembers_who_signs_after_it() -> None:
+    """Also if that policy has ended: the key that it took the right from does not count again."""
+    ends = "2026-02-01T00:00:00Z"
+    turn = sign(document(4, signers=named(BOB), not_after=ends), ALICE, BOB)
+    five = sign(document(5, not_after=ends), BOB)
+    before = datetime(2026, 1, 15, tzinfo=UTC)
+    for offered, number in (((turn,), 4), ((turn, five), 5)):
+        running, _, _ = step(fresh(), *offered, now=before)
+        again = resumed(fresh(), split(running.handover), seen=running.seen)
+        assert (again.trusted, again.trusted_since, again.line) == (trusting(BOB), 4, (turn,))
+        for state in (running, again):
+            assert epoch(state) == number
+            assert step(state, sign(document(9), ALICE))[2] == "policy_unsigned"
+            later, _, reason = step(state, sign(document(9), BOB))
+            assert (epoch(later), reason) == (9, "")
+            assert step(fresh(), *split(later.handover))[0].policy == later.policy
+            # The remembered policy itself is in force while it may be.
+            assert epoch(step(state, *split(running.handover), now=before)[0]) == number
+        held, outcome, reason = step(again, *split(running.handover), now=before)
+        assert outcome.taken is held.policy is not None
+        assert (held.policy.epoch, held.trusted, reason) == (running.seen, running.trusted, "")
+    # What these keys did not sign, or what is newer than what was seen, leads nowhere.
+    assert resumed(fresh(CAROL), [turn, five], seen=None) == fresh(CAROL)
+    assert resumed(fresh(), [SignedPolicy(b"{}")], seen=None) == fresh()
+    assert resumed(fresh(), [turn], seen=None) == fresh()
 
 
 def test_nothing_lower_than_the_link_by_the_new_signers() -> None:
