@@ -97,7 +97,7 @@ def _other(raw: bytes) -> EvidenceMalformedError:
     known = [name for name, registered in KINDS.items() if registered.verified]
     titles = ", ".join(kind_module(name).title for name in known)
     return EvidenceMalformedError(
-        f"{len(raw)} bytes that are no known evidence", advice=f"known are: {titles}"
+        f"{len(raw)} bytes that are not known evidence", advice=f"known are: {titles}"
     )
 
 

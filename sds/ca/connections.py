@@ -133,7 +133,7 @@ class Connections:
         if caller in self._make_room():
             accepted.close()
             return
-        # A name of its own: whoever connects from this port later is somebody else.
+        # A name of its own: a later caller from this port is somebody else.
         served = self.server.connection(
             caller=caller,
             owner=f"connection {next(self._numbers)}",

@@ -44,7 +44,7 @@ def message(kind: type[_M], data: bytes, what: str) -> _M:
     """Parse a message.
 
     Raises:
-        MalformedRequestError: the bytes are no such message; ``what`` names it.
+        MalformedRequestError: the bytes are not such a message; ``what`` names it.
     """
     try:
         return kind.FromString(data)

@@ -67,7 +67,7 @@ def node_info(data: bytes, where: range) -> NodeInfo | None:
 
     Raises:
         LimitError: it is too long.
-        MalformedRequestError: it is no such message.
+        MalformedRequestError: it is not such a message.
     """
     if not where:
         return None
@@ -109,7 +109,7 @@ def _says_nothing(data: bytes, at: int, stop: int) -> bool:
     everything is set ("Protocol Buffers: Encoding", "Last One Wins").
 
     Raises:
-        MalformedRequestError: they are no fields.
+        MalformedRequestError: they are not fields.
     """
     for known in _known_tails:
         if len(known) == stop - at and data.startswith(known, at):  # without a copy

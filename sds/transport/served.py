@@ -41,7 +41,7 @@ _WORK: Final = 64
 _HIGH_WATER: Final = 64 * 1024
 """Handlers wait if the kernel did not take this many bytes of output."""
 _UNNOTICED_BYTES: Final = 4 * 1024
-"""A change of fewer bytes is no reason to look at the owner's budget."""
+"""A change of fewer bytes is not a reason to look at the owner's budget."""
 _number: Final = itertools.count(1)
 
 

@@ -73,7 +73,7 @@ class Entitlement:
         return self._ended
 
     def replace(self, caller: Caller) -> None:
-        """Replace the caller and call every listener once; an equal caller is no change."""
+        """Replace the caller and call every listener once; an equal caller is not a change."""
         if caller != self._caller:
             self._caller = caller
             self._tell()

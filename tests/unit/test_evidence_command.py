@@ -177,7 +177,7 @@ OTHER_BYTES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "tdreport": (lambda _: b"\x81" + bytes(1023), "evidence_malformed", "this is a TDREPORT"),
     "sgx3": (lambda _: sgx_quote(3), "evidence_malformed", "Intel SGX enclave"),
     "sgx5": (lambda _: sgx_quote(5), "evidence_malformed", "Intel SGX enclave"),
-    "words": (lambda _: b"no evidence at all", "evidence_malformed", "no known evidence"),
+    "words": (lambda _: b"no evidence at all", "evidence_malformed", "not known evidence"),
 }
 
 

@@ -74,7 +74,7 @@ def chain_of_table(table: dict[uuid.UUID, bytes], *, vlek: bool) -> tuple[bytes,
     """Return DER, leaf first: VLEK or VCEK, then ASK and ARK if present; empty without a leaf.
 
     By the document, an entry is DER; hosts put in files as they find them, even PEM. An entry that
-    is no certificate is left out.
+    is not a certificate is left out.
     """
     leaf = _ders(table, VLEK if vlek else VCEK)
     return (*leaf, *_ders(table, ASK), *_ders(table, ARK)) if leaf else ()

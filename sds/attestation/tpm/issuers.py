@@ -100,7 +100,7 @@ class IssuerFolder:
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
-    """Yield what is no folder: Kubernetes keeps its versions of a volume in folders."""
+    """Yield everything but folders: Kubernetes keeps its versions of a volume in folders."""
     for path in folder.iterdir():
         if not is_folder(path):
             yield path

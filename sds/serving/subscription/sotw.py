@@ -27,7 +27,7 @@ class SotwSubscription(Subscription[R]):
         """Begin a stream that has named nothing."""
         super().__init__()
         self._named = False
-        """Whether the client named a resource on this stream; then an empty list is no wildcard."""
+        """Whether the client named a resource here: then an empty list is not a wildcard."""
         self._client_nonce = ""
         """The nonce that the client answered last."""
 

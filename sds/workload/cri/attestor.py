@@ -360,7 +360,7 @@ class CriAttestor:
     async def _described(
         self, identifier: str, describe: Callable[[str], Awaitable[DescribedContainer]]
     ) -> DescribedContainer:
-        """Return the description of a container or sandbox; that it is late is no outage.
+        """Return the description of a container or sandbox; that it is late is not an outage.
 
         Raises:
             WorkloadError: there is none now (``cri_not_described``), or the runtime answers nobody.

@@ -75,7 +75,7 @@ def by_uid(kind: Any, pods: Sequence[Pod]) -> dict[str, Pod]:
         pods: all of it.
 
     Raises:
-        KubernetesError: ``kubelet``: it is no list of pods, or has one twice.
+        KubernetesError: ``kubelet``: it is not a list of pods, or has one twice.
     """
     if kind != "PodList":
         raise KubernetesError("the kubelet's answer is not a PodList", reason="kubelet")
