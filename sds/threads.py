@@ -159,6 +159,8 @@ TOKEN_KEYS: Final = Threads("token-keys", 1)
 """Files with the keys that sign the tokens of service accounts."""
 CONTAINERS: Final = Threads("containers", 1)
 """Descriptions of containers, which the authors of pods make as long as they like."""
+SEEN_PODS: Final = Threads("seen-pods", 1)
+"""The file with what was seen in pods."""
 ADMISSION: Final = Threads("admission", 2)
 """Files of sandboxes that a runtime starts."""
 AUTHORITY_FILES: Final = Threads("authority-files", 1)

@@ -19,6 +19,7 @@ from sds.listeners import Listeners
 from sds.workload.cri.canonical import canonical
 from sds.workload.cri.nearest import compared
 from sds.workload.cri.pods import unlisted
+from sds.workload.cri.storing import Storing
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 from sds.workload.proc import read_cgroup, read_cgroup_of
@@ -87,7 +88,7 @@ class CriAttestor:
         self._explaining = asyncio.Lock()  # the runtime answers one caller's question at a time
         self._looked_at = float("-inf")
         self._changed = False
-        """Whether a look saw something new that is not yet written and announced."""
+        """Whether a look saw something new that is not yet announced."""
         self._late: dict[str, float] = {}
         """Until when what gave no answer in time is not asked about, by container or sandbox."""
         self._unclear: dict[str, str] = {}
@@ -95,12 +96,15 @@ class CriAttestor:
         self._unclear_before: dict[str, str] = {}
         """The same of the look before."""
         self._listeners = Listeners()
+        self._storing = Storing(seen, late=self._listeners.tell)
 
     async def run(self) -> None:
-        """Look at every pod at intervals, until cancelled."""
-        while True:
-            await self._look()
-            await self._clock.sleep(POLL_SECONDS)
+        """Look at every pod at intervals, and store what is seen, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._storing.run(), name="seen pods")
+            while True:
+                await self._look()
+                await self._clock.sleep(POLL_SECONDS)
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         """Return the caller's container and pod, as the runtime of this guest describes them.
@@ -229,15 +233,26 @@ class CriAttestor:
         until = self._clock.now().monotonic + _PATIENCE_SECONDS
         while True:
             for pod in self._seen.pods.values():
-                if identifier in pod.containers and identifier in self._first_processes:
+                if (
+                    identifier in pod.containers
+                    and identifier in self._first_processes
+                    and not self._storing.awaits(identifier)
+                ):
                     return pod
             if (error := self._refused.get(identifier)) is not None:
                 raise without_frames(error)
             if self._clock.now().monotonic >= until:
-                raise self._error or WorkloadError(
-                    f"the runtime does not list container {identifier[:12]}", reason="cri_unseen"
-                )
-            await self._look(not_before=self._looked_at + _FIRST_GAP_SECONDS)
+                raise self._error or self._why_not(identifier)
+            if self._storing.awaits(identifier):
+                await self._storing.settled()
+            else:
+                await self._look(not_before=self._looked_at + _FIRST_GAP_SECONDS)
+
+    def _why_not(self, identifier: str) -> WorkloadError:
+        what = "the runtime does not list container"
+        if self._storing.awaits(identifier):
+            what = "the disk does not answer that should remember container"
+        return WorkloadError(f"{what} {identifier[:12]}", reason="cri_unseen")
 
     def _expect_same_namespaces(self, peer: Peer, identifier: str) -> None:
         """Refuse a process that moved itself into the container's control group.
@@ -301,7 +316,7 @@ class CriAttestor:
             self._looked_at = self._clock.now().monotonic
             changed, self._changed = self._changed, False
         if changed:
-            self._seen.write()
+            await self._storing.settled()
             self._listeners.tell()
 
     async def _containers(self, sandboxes: frozenset[str]) -> tuple[Listed, ...]:
@@ -334,6 +349,7 @@ class CriAttestor:
                 said = await self._described(sandbox, self._runtime.sandbox)
                 await self._seen.add_sandbox(sandbox, said)
                 self._changed = True
+                self._storing.note()
             except WorkloadError as error:
                 self._refuse(sandbox, error, sandbox=sandbox)
         for each in listed:
@@ -353,6 +369,7 @@ class CriAttestor:
         for gone in set(self._unlisted) - there:
             del self._unlisted[gone]
         containers = {each.id for each in listed}
+        self._storing.keep_only(containers)
         for table in (self._first_processes, self._refused, self._late):
             for gone in set(table) - containers - sandboxes:
                 del table[gone]
@@ -404,6 +421,7 @@ class CriAttestor:
         if pod is not None and not pod.missed:
             pod.missed = f"a container is not understood: {error.message}"
             self._changed = True
+            self._storing.note()
 
     async def _see_container(self, pod: SeenPod, each: Listed) -> None:
         said = await self._described(each.id, self._runtime.container)
@@ -412,6 +430,7 @@ class CriAttestor:
         if each.id in pod.containers:
             return
         digest = await self._seen.add_container(pod, each, said)
+        self._storing.note(each.id)
         self._changed = True
         _LOG.info(
             "a container was seen",

@@ -18,6 +18,7 @@ from sds import threads
 from sds.errors import WorkloadError
 from sds.files import read_file, replace_file
 from sds.outside import words_of
+from sds.problems import Problems
 from sds.workload.cri.canonical import Surroundings, canonical
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class SeenPods:
         self._settings = settings
         self._file = file
         self._started_ns = started_ns
+        self._problems = Problems()
         self._read()
 
     def around(self, sandbox_id: str, pod: SeenPod) -> Surroundings:
@@ -178,15 +180,29 @@ class SeenPods:
         for gone in set(self.pods) - set(sandboxes):
             del self.pods[gone]
 
-    def write(self) -> None:
+    @property
+    def is_kept(self) -> bool:
+        """Say whether there is a file."""
+        return self._file is not None
+
+    async def write(self) -> None:
         """Write what was seen for the next agent; if that fails, pods lose their identity then."""
-        if self._file is None:
+        file = self._file
+        if file is None:
             return
         document = {"format": _FORMAT, "pods": {key: _plain(pod) for key, pod in self.pods.items()}}
+
+        def write() -> None:
+            replace_file(file, json.dumps(document).encode(), mode=0o600)
+
         try:
-            replace_file(self._file, json.dumps(document).encode(), mode=0o600)
-        except OSError as error:
-            _LOG.warning("what was seen in pods cannot be stored", extra={"why": error.strerror})
+            await threads.SEEN_PODS.run(write)
+        except (OSError, RuntimeError) as error:  # a full disk; or the system gives no thread now
+            why = words_of(error)
+            if self._problems.is_news(why):
+                _LOG.warning("what was seen in pods cannot be stored", extra={"why": why})
+        else:
+            self._problems.over()
 
     def _read(self) -> None:
         if self._file is None:
