@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from sds import threads
 from sds.errors import CgroupError, PeerGoneError, WorkloadError, without_frames
 from sds.listeners import Listeners
+from sds.supervision import supervised
 from sds.workload.cri.canonical import canonical
 from sds.workload.cri.nearest import compared
 from sds.workload.cri.pods import unlisted
@@ -101,7 +102,7 @@ class CriAttestor:
     async def run(self) -> None:
         """Look at every pod at intervals, and store what is seen, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._storing.run(), name="seen pods")
+            tasks.create_task(supervised("seen pods", self._storing.run, clock=self._clock))
             while True:
                 await self._look()
                 await self._clock.sleep(POLL_SECONDS)
