@@ -43,6 +43,7 @@ reference_values: {{}}
 #  agents:
 #    measurements: ["<96 hexadecimal digits>"]
 #    snp:
+#      products: [genoa]
 #      minimum_tcb:
 #        genoa: {{bootloader: 10, tee: 0, snp: 23, microcode: 84}}
 #  authorities:

@@ -69,7 +69,7 @@ def test_names_from_claims_and_long_windows_are_warned_of_in_guests(tmp_path: Pa
     assert "API server's claims" not in text
 
 
-TCB = {"genoa": {"snp": 1}}
+SNP = {"products": ["genoa"], "minimum_tcb": {"genoa": {"snp": 1}}}
 STRICT_TDX = {
     "rtmr1": ["ab" * 48],
     "minimum_tcb_evaluation_number": 17,
@@ -81,17 +81,20 @@ STRICT_TDX = {
     ("kinds", "values", "said"),
     [
         ([], {}, ["snp names no minimum_tcb"]),
-        ([], {"snp": {"minimum_tcb": TCB}}, []),
+        ([], {"snp": SNP}, []),
+        # A product that no minimum names is accepted with any firmware.
+        ([], {"snp": SNP | {"products": []}}, ["names no minimum_tcb of milan, turin"]),
+        ([], {"snp": SNP | {"products": ["genoa", "turin"]}}, ["no minimum_tcb of turin"]),
         ([], {"snp": {"minimum_firmware": [1, 55, 1]}}, []),
-        (["sev-snp"], {"snp": {"minimum_tcb": TCB, "permit_debug": True}}, ["snp.permit_debug"]),
+        (["sev-snp"], {"snp": {**SNP, "permit_debug": True}}, ["snp.permit_debug"]),
         (
             ["sev-snp"],
-            {"snp": {"minimum_tcb": TCB, "csp_ids": ["aws"]}},
+            {"snp": {**SNP, "csp_ids": ["aws"]}},
             ["on AWS the launch measurement covers the firmware only"],
         ),
         (
             ["sev-snp"],
-            {"snp": {"minimum_tcb": TCB, "csp_ids": ["aws"], "host_data": ["ab" * 32]}},
+            {"snp": {**SNP, "csp_ids": ["aws"], "host_data": ["ab" * 32]}},
             [],
         ),
         (
@@ -108,7 +111,7 @@ STRICT_TDX = {
         (
             ["azure-snp-vtpm"],
             {
-                "snp": {"minimum_tcb": TCB},
+                "snp": SNP,
                 "others": {
                     "azure-snp-vtpm": {"pcrs": {"4": ["ab" * 32]}, "measurements": ["ab" * 48]}
                 },
@@ -118,7 +121,7 @@ STRICT_TDX = {
         (
             ["azure-snp-vtpm"],
             {
-                "snp": {"minimum_tcb": TCB},
+                "snp": SNP,
                 "others": {
                     "azure-snp-vtpm": {
                         "pcrs": {"4": ["ab" * 32]},
@@ -132,7 +135,7 @@ STRICT_TDX = {
         (
             ["azure-snp-vtpm"],
             {
-                "snp": {"minimum_tcb": TCB},
+                "snp": SNP,
                 "others": {
                     "azure-snp-vtpm": {
                         "pcrs": {"7": ["ab" * 32]},
