@@ -51,8 +51,8 @@ class SnpReferenceValues(_Model):
 
     Attributes:
         products: accepted products; if empty, all.
-        minimum_tcb: per product; reported, committed, current and launch TCB must reach it. A product
-            without an entry may have any.
+        minimum_tcb: per product; reported, committed, current and launch TCB must reach it. A
+            product without an entry may have any.
         minimum_firmware: ``[major, minor, build]`` that current and committed must reach.
         permit_debug: accept guests that may be debugged.
         permit_migration_agent: accept guests that may have a migration agent.
