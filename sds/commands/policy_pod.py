@@ -150,7 +150,7 @@ def _a_pods_form(manifest: Path) -> Iterator[None]:
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{manifest}: its spec does not have the form of a Pod's",
-            advice="write the pod as admission changed it: kubectl get pod NAME -o yaml",
+            advice="write the pod as the API server admitted it: kubectl get pod NAME -o yaml",
         ) from error
 
 
@@ -190,7 +190,7 @@ def _pod_of(manifest: Path) -> dict[str, Any]:
     ):
         raise ConfigurationError(
             f"{manifest} has {len(pods)} Pods, not one",
-            advice="write the pod as admission changed it: kubectl get pod NAME -o yaml",
+            advice="write the pod as the API server admitted it: kubectl get pod NAME -o yaml",
         )
     return pods[0]
 

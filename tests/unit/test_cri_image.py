@@ -105,7 +105,7 @@ def spec(**changes: Any) -> dict[str, Any]:
     ("changes", "why"),
     [
         ({"enableServiceLinks": True}, "other Services"),
-        ({"automountServiceAccountToken": True}, "as admission left it"),
+        ({"automountServiceAccountToken": True}, "as the API server admitted it"),
         ({"hostIPC": True}, "what hostIPC makes of it"),
         ({"ephemeralContainers": [{}]}, "what ephemeralContainers makes of it"),
         ({"tty": True}, "main: the manifest does not say what tty"),

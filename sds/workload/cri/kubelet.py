@@ -127,7 +127,7 @@ def asked(spec: Mapping[str, Any], *, kubelet: str) -> tuple[AskedContainer, ...
     """Return every container and init container of a Pod.
 
     Args:
-        spec: the ``spec`` of the Pod as admission left it, decoded.
+        spec: the ``spec`` of the Pod as the API server admitted it, decoded.
         kubelet: the kubelet's directory.
 
     Raises:
@@ -141,8 +141,8 @@ def asked(spec: Mapping[str, Any], *, kubelet: str) -> tuple[AskedContainer, ...
         name.startswith("kube-api-access-") for name in volumes
     ):
         cannot(
-            "the account's token is not in it: give the manifest as admission left it, or set "
-            "automountServiceAccountToken: false"
+            "the account's token is not in it: give the manifest as the API server admitted it, or "
+            "set automountServiceAccountToken: false"
         )
     places = _Places(volumes=volumes, pod=f"{kubelet}/pods/{POD_UID}")
     found = [

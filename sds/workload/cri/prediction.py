@@ -109,7 +109,7 @@ def predicted_containers(
     """Compute each container of a Pod in canonical form, by its name.
 
     Args:
-        spec: the ``spec`` of the Pod as admission left it, decoded.
+        spec: the ``spec`` of the Pod as the API server admitted it, decoded.
         images: the images, by the names that the manifest uses.
         node: what the nodes add.
         kubelet: the kubelet's directory.
