@@ -1,4 +1,4 @@
-"""Reads configuration and users of an image from an OCI layout or a registry archive.
+"""Reads configuration and users of an image from an OCI layout or ``docker save``'s archive.
 
 Owns :func:`read_image`. Invariants: each blob has the digest that names it; nothing is unpacked
 to a disk; sizes are bounded. The configuration's digest is what containerd calls the image's ID.
