@@ -5,8 +5,8 @@ Prometheus asks: their collectors beside this module define them. ``docs/referen
 generated from all of them. Invariants: names never change their meaning; ``reason`` labels are rows
 of :data:`sds.reasons.REASONS` or of the authority's answers, and at most :data:`MAX_REASONS`
 unknown ones a family; every known reason is exported from the start, at 0, so that the first event
-is an increase; the metric behind an alert is a gauge that keeps its value for as long as its cause
-lasts.
+is an increase; an alert about a state rests on a gauge that keeps its value for as long as the
+state lasts.
 """
 
 from __future__ import annotations
