@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_LIST_BYTES: Final = 1024 * 1024
 _MAX_NUMBER_BITS: Final = 160
 _DELTA: Final = x509.DeltaCRLIndicator.oid
+_PARTIAL: Final = frozenset({x509.IssuingDistributionPoint.oid, x509.CertificateIssuer.oid})
+"""RFC 5280, sections 5.2.5 and 5.3.3; both should be critical, and count here in any case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +95,8 @@ def read_revocation_list(der: bytes, *, origin: str = "the list") -> RevocationL
 
     Raises:
         EvidenceError: ``revocation_list``: it cannot be read, has no next update, is a delta list,
-            or has a critical extension (RFC 5280, section 5.2: a list with an unknown one must not
-            be used).
+            or of a part of the certificates or another issuer's, or has a critical extension (RFC
+            5280, section 5.2: a list with an unknown one must not be used).
     """
     try:
         signed = split_signed(der, limit=MAX_LIST_BYTES)
@@ -121,7 +123,14 @@ def read_revocation_list(der: bytes, *, origin: str = "the list") -> RevocationL
             reason="revocation_list",
             advice="give the complete list",
         )
-    if any(one.critical for one in [*extensions, *(e for _, some in entries for e in some)]):
+    every = [*extensions, *(e for _, some in entries for e in some)]
+    if any(one.oid in _PARTIAL for one in every):
+        raise EvidenceError(
+            f"{origin} is of a part of the certificates, or of another issuer's",
+            reason="revocation_list",
+            advice="give the complete list of the issuer itself",
+        )
+    if any(one.critical for one in every):
         raise EvidenceError(f"{origin} has an unknown critical extension", reason="revocation_list")
     if next_update is None:
         raise EvidenceError(

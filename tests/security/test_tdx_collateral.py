@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.reference_values import ReferenceValues
@@ -358,6 +359,23 @@ def test_revocation(intel: Intel, tmp_path: Path) -> None:
         assert reason(intel, quote, folder) == expected
 
 
+_NAME = x509.DirectoryName(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Another")]))
+
+
+def _scope(
+    *, only_contains_ca_certs: bool = False, indirect_crl: bool = False
+) -> x509.IssuingDistributionPoint:
+    return x509.IssuingDistributionPoint(
+        full_name=[_NAME],
+        relative_name=None,
+        only_contains_user_certs=False,
+        only_contains_ca_certs=only_contains_ca_certs,
+        only_some_reasons=None,
+        indirect_crl=indirect_crl,
+        only_contains_attribute_certs=False,
+    )
+
+
 def test_each_issuer_needs_a_current_list_of_its_own(intel: Intel, tmp_path: Path) -> None:
     quote = intel.quote(tee_tcb_svn=MODULE_1_5)
     right = intel.lists()
@@ -398,6 +416,19 @@ def test_each_issuer_needs_a_current_list_of_its_own(intel: Intel, tmp_path: Pat
             "certificate_revoked",
         ),
         "a delta": (right | {"a.crl": intel.crl(*ca, extension=delta)}, "revocation_list"),
+        # Not marked as critical, as they should be (RFC 5280, sections 5.2.5 and 5.3.3).
+        "of a part": (
+            right | {"pck.crl": intel.crl(*ca, extension=_scope(only_contains_ca_certs=True))},
+            "revocation_list",
+        ),
+        "indirect": (
+            right | {"pck.crl": intel.crl(*ca, extension=_scope(indirect_crl=True))},
+            "revocation_list",
+        ),
+        "of another's certificates": (
+            right | {"pck.crl": intel.crl(*ca, pck, entry=x509.CertificateIssuer([_NAME]))},
+            "revocation_list",
+        ),
         "damaged": (right | {"a.crl": damaged(right["root.crl"])}, "revocation_list"),
         "cut short": (right | {"a.crl": right["pck.crl"][:-9]}, "revocation_list"),
         "bytes after it": (right | {"a.crl": right["pck.crl"] + b"\0"}, "revocation_list"),

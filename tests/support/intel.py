@@ -261,8 +261,9 @@ class Intel:
         age: timedelta = timedelta(days=1),
         life: timedelta = timedelta(days=2),
         extension: x509.ExtensionType | None = None,
+        entry: x509.ExtensionType | None = None,
     ) -> bytes:
-        """A revocation list, DER, that was made ``age`` ago."""
+        """A revocation list, DER, that was made ``age`` ago; ``entry`` is in each entry."""
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(issuer.subject)
@@ -274,8 +275,10 @@ class Intel:
             critical = isinstance(extension, x509.DeltaCRLIndicator)
             builder = builder.add_extension(extension, critical=critical)
         for serial in serials:
-            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(self.now)
-            builder = builder.add_revoked_certificate(entry.build())
+            one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(self.now)
+            if entry is not None:
+                one = one.add_extension(entry, critical=False)
+            builder = builder.add_revoked_certificate(one.build())
         return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
