@@ -265,6 +265,9 @@ class ServedConnection:
             return False
         if not self._more and not self._read(endpoint):
             self._flush()
+            self.settle()  # a handshake takes memory before there is anything to read
+            if self._held > _UNNOTICED_BYTES:
+                self.owner.check_room(0, now)
             return _has_more(endpoint)
         ends = self._turns.now() + _JOB_SECONDS
         try:

@@ -21,6 +21,7 @@ from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError
 from tests.support.cost import assert_linear
+from tests.support.hostile_stranger import HELLO
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -202,6 +203,21 @@ async def test_only_the_connection_itself_is_proven_and_it_stays() -> None:
             writer.transport.abort()
         await until(lambda: (known.proven, known.strangers) == (0, 0))
         assert [one.served for one in callers] == [None] * len(callers)
+
+
+async def test_the_memory_of_half_a_handshake_counts_as_strangers() -> None:
+    async with listening(4) as (known, port):
+        budgets = known.server.budgets
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            await until(lambda: known.strangers == 1)
+            before = budgets.strangers.held
+            stranger.sendall(HELLO[:100])
+            await until(lambda: budgets.strangers.held > before)
+            stranger.sendall(HELLO[100:])
+            await until(lambda: known.endpoints.begun == 1)
+            assert budgets.strangers.held - before > 10_000
+        await until(lambda: known.strangers == 0)
+        assert budgets.strangers.held == 0
 
 
 async def test_where_agents_have_every_place_nobody_else_gets_one() -> None:
