@@ -25,6 +25,7 @@ from _configuration import file as yaml_file
 from _configuration import page, paragraph
 
 import sds.errors
+import sds.reasons.authority
 from sds.attestation.reference_values import ReferenceValues
 from sds.cli import main
 from sds.clock import SystemClock
@@ -266,10 +267,17 @@ def _is_error(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, SdsError)
 
 
+_NAMED: Final = {
+    name: value for name, value in vars(sds.reasons.authority).items() if name.isupper()
+}
+
+
 def _template(node: ast.expr) -> str:
     """The text of a string expression; ``…`` for each value in it."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.Name):  # a reason that several modules use
+        return _NAMED.get(node.id, "")
     if isinstance(node, ast.JoinedStr):
         return "".join(
             str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.evidence import answer_challenge
 from sds.authority.channel import AttestedTls, VerifiedTls, connect, split_address
-from sds.authority.patience import NO_ANSWER, patient_seconds
+from sds.authority.patience import patient_seconds
 from sds.authority.port import Issuance
 from sds.authority.replicas import (
     ASK_ANOTHER,
@@ -40,6 +40,7 @@ from sds.exchange import wire
 from sds.exchange.challenge import digest_of, lifetime_seconds, new_nonce, request_report_data
 from sds.exchange.item import IssuedChain
 from sds.policy.standing import NO_POLICY_DIGEST
+from sds.reasons.authority import NO_ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Final
 import grpc.aio
 
 from sds import threads
-from sds.authority.patience import NO_ANSWER
 from sds.errors import AuthorityUnavailableError, CertificateError, ConfigurationError
 from sds.exchange.wire import SERVICE
 from sds.faults import guarded
 from sds.outside import words_of
 from sds.pki import certificate_pem, load_certificate, spki_sha256, supported_key
+from sds.reasons.authority import NO_ANSWER
 from sds.settings.https_url import check_host
 from sds.settings.listen import host_and_port
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
+from sds.reasons.authority import NO_ANSWER
+
 if TYPE_CHECKING:
     from sds.authority.attested import AuthoritySettings
 
-NO_ANSWER: Final = "authority_no_answer"
-"""The reason of an attempt that took the authority's time or the agent's, and had no answer."""
 _OVERLOADED: Final = frozenset(
     {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 )

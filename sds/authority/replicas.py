@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sds.authority.channel import VerifiedTls
-from sds.authority.patience import NO_ANSWER
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
@@ -18,6 +17,7 @@ from sds.errors import (
     AuthorityUnavailableError,
     EvidenceError,
 )
+from sds.reasons.authority import NO_ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,11 +16,12 @@ import grpc
 import grpc.aio
 
 from sds.authority.connection_failure import OWN_AUTHORITY, explained
-from sds.authority.patience import NO_ANSWER, reason_of_end
+from sds.authority.patience import reason_of_end
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, EvidenceError
 from sds.exchange import wire
 from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement, authority_report_data
 from sds.pki import load_issuer, spki_sha256, supported_key, verify_authority_chain
+from sds.reasons.authority import NO_ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

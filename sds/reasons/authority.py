@@ -6,6 +6,8 @@ from typing import Final
 
 from sds.reasons.row import Reason
 
+NO_ANSWER: Final = "authority_no_answer"
+"""The reason of an attempt that took the authority's time or the agent's, and had no answer."""
 AUTHORITY: Final[dict[str, Reason]] = {
     "authority": Reason("A general reason: the message says what is wrong."),
     "authority_unavailable": Reason(
@@ -13,7 +15,7 @@ AUTHORITY: Final[dict[str, Reason]] = {
         "verified. Certificates in service stay until they expire.",
         retriable=True,
     ),
-    "authority_no_answer": Reason(
+    NO_ANSWER: Reason(
         "Check that the authority runs, that firewalls let this machine reach it, and that it has "
         "processors enough for its agents. Certificates in service stay until they expire.",
         retriable=True,

@@ -30,6 +30,7 @@ from sds.faults import report
 from sds.identity import KeyType
 from sds.outside import words_of
 from sds.pki import generate_private_key, make_csr, private_key_pem, verify_svid_chain
+from sds.reasons.authority import NO_ANSWER
 from sds.secrets import schedule
 from sds.secrets.memory import SecretBytes, wipe
 from sds.secrets.schedule import Urgency
@@ -281,7 +282,7 @@ class IssuanceQueue:
         except TimeoutError as error:
             raise AuthorityUnavailableError(
                 f"the authority did not answer within {self._attempt_seconds:g} s",
-                reason="authority_no_answer",
+                reason=NO_ANSWER,
             ) from error
         if len(issuance.outcomes) != len(items):
             raise AuthorityAnswerError(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sds.backoff import HOPELESS, QUICK, Backoff
+from sds.reasons.authority import NO_ANSWER
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -255,7 +256,7 @@ def _backoff(state: State, error: SdsError) -> Backoff:
 
 def unanswered(error: SdsError) -> bool:
     """Say whether the authority took too long, and may have too much to do."""
-    return error.reason == "authority_no_answer"
+    return error.reason == NO_ANSWER
 
 
 def batch_window(span: float) -> float:

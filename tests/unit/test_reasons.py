@@ -10,6 +10,7 @@ import pytest
 
 from sds import errors
 from sds.reasons import REASONS
+from sds.reasons.authority import NO_ANSWER
 from tests.support.source import modules
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ CLASSES = {
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, errors.SdsError)
 }
+NAMED = {"NO_ANSWER": NO_ANSWER}
 LABEL = re.compile(r"[a-z0-9_]+")
 
 
@@ -30,10 +32,12 @@ def sources() -> Iterator[ast.Module]:
 
 
 def texts(node: ast.expr) -> Iterator[str]:
-    """The texts that an expression may give: a literal, or either branch of a condition."""
+    """The texts that an expression may give: a literal, a constant, or either branch of a condition."""
     for each in ast.walk(node):
         if isinstance(each, ast.Constant) and isinstance(each.value, str):
             yield each.value
+        elif isinstance(each, ast.Name) and each.id in NAMED:
+            yield NAMED[each.id]
 
 
 def raised_reasons() -> set[str]:
