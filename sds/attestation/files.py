@@ -1,11 +1,12 @@
 """Reads and follows the files that verification needs: revocation lists and collateral.
 
-Invariants: if a configured file cannot be used at the start, nothing starts; afterwards the files
-count only as a whole, and if one cannot be used, the earlier content stays in force and the problem
-is logged once with file and reason; an issuer's list is never replaced by an older one or by none,
-and a document about a platform never by one that was issued before it, whatever the files' names.
-The content in force is one value, so a verdict never mixes two states of the files. A file that is
-still to be fetched counts as missing, and not as unconfigured.
+Invariants: if a configured file cannot be used at the start, nothing starts, unless this process
+fetches it, and then nothing is accepted that needs it; afterwards the files count only as a whole,
+and if one cannot be used, the earlier content stays in force and the problem is logged once with
+file and reason; an issuer's list is never replaced by an older one or by none, and a document about
+a platform never by one that was issued before it, whatever the files' names. The content in force
+is one value, so a verdict never mixes two states of the files. A file that is still to be fetched
+counts as missing, and not as unconfigured.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sds.attestation.snp.chain import amd_certificates, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
 from sds.attestation.standing import newest_documents, standing
-from sds.attestation.tdx.chain import of_intels_kind, root_digest
+from sds.attestation.tdx.chain import of_intels_kind, read_intel_list, root_digest
 from sds.attestation.tdx.collateral import load_lists
 from sds.attestation.tdx.material import (
     Material,
@@ -115,43 +116,62 @@ def read_files(places: Places, *, first: bool = False) -> InForce:
 
     Args:
         places: where the files are.
-        first: whether this is the start: documents that cannot be used then count as missing in a
-            folder that this process fills, because it fetches them anew.
+        first: whether this is the start: what cannot be used in a folder that this process fills
+            then counts as missing, because it is fetched anew.
 
     Raises:
         ConfigurationError: a file cannot be read, has the wrong form, or is a list or document of
             an unknown issuer or with an invalid signature. The message names the file.
     """
+    anew = first and places.filled
+    damaged: EvidenceError | None = None
     try:
         amd_issuers, intel_roots = _issuers(places)
-        amd: list[RevocationList] = []
-        intel: list[tuple[Path, bytes]] = []
-        for path in places.revocation_lists:
-            for der in der_revocation_lists(read(path), what=str(path)):
-                one = read_revocation_list(der, origin=str(path))
-                if of_amds_kind(one):
-                    amd.append(read_amd_list(der, issuers=amd_issuers, origin=str(path)))
-                elif of_intels_kind(one):
-                    intel.append((path, der))
-                else:
-                    raise ConfigurationError(
-                        f"{path} is by {one.issuer_name}, and signed neither as AMD nor as Intel "
-                        "signs",
-                        advice="give lists of AMD's KDS and of Intel's PCS",
-                    )
-        amd += _amds_of_folder(places.collateral, amd_issuers)
+        amd, intel = _configured_lists(places, amd_issuers, intel_roots)
         material = material_now(places.collateral, intel, roots=intel_roots)
-        material.require(collateral=places.collateral is not None and not places.filled)
-        if not _usable(material, intel_roots, refuse=not (first and places.filled)):
+        try:
+            amd += _amds_of_folder(places.collateral, amd_issuers)
+            material.require(collateral=places.collateral is not None and not places.filled)
+        except EvidenceError as error:
+            if not anew:
+                raise
+            damaged = error
+            _LOGGER.warning("%s; it is fetched anew, and nothing is accepted until then", error)
+        if not _usable(material, intel_roots, refuse=not anew):
             material = replace(material, collateral=None)
     except EvidenceError as error:
         raise ConfigurationError(f"verification: {error.message}", advice=error.advice) from error
-    amd_error = None
-    if places.amd_wanted and not amd:
+    # A list that cannot be read does not say whether AMD or Intel made it.
+    amd_error = damaged
+    if damaged is not None:
+        material = replace(material, lists=(), lists_error=damaged)
+    elif places.amd_wanted and not amd:
         amd_error = _awaited("AMD's revocation lists")
     if places.filled and material.collateral is None:
         material = replace(material, collateral_error=_awaited("collateral"))
     return InForce(amd=tuple(amd), amd_error=amd_error, intel=material)
+
+
+def _configured_lists(
+    places: Places, amd_issuers: Sequence[Certificate], intel_roots: Sequence[bytes]
+) -> tuple[list[RevocationList], list[tuple[Path, bytes]]]:
+    """Return AMD's and Intel's lists outside of the folder."""
+    amd: list[RevocationList] = []
+    intel: list[tuple[Path, bytes]] = []
+    for path in places.revocation_lists:
+        for der in der_revocation_lists(read(path), what=str(path)):
+            one = read_revocation_list(der, origin=str(path))
+            if of_amds_kind(one):
+                amd.append(read_amd_list(der, issuers=amd_issuers, origin=str(path)))
+            elif of_intels_kind(one):
+                read_intel_list(der, roots=intel_roots, origin=str(path))
+                intel.append((path, der))
+            else:
+                raise ConfigurationError(
+                    f"{path} is by {one.issuer_name}, and signed neither as AMD nor as Intel signs",
+                    advice="give lists of AMD's KDS and of Intel's PCS",
+                )
+    return amd, intel
 
 
 def _usable(material: Material, roots: Sequence[bytes], *, refuse: bool) -> bool:

@@ -343,6 +343,39 @@ def test_a_folder_that_this_process_fills_may_be_damaged_at_its_start_and_is_nev
         verification.files.reload()
 
 
+@pytest.mark.parametrize("name", ["root.crl", "genoa.crl"])
+def test_a_list_that_is_damaged_where_this_process_fills_the_folder_is_fetched_anew(
+    name: str, root: SimulatedRoot, intel: Intel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until then nothing is accepted whose issuer it may have revoked."""
+    folder = intel.collateral(tmp_path / "c")
+    (folder / "genoa.crl").write_bytes(crl(root))
+    other = tmp_path / "intel.pem"
+    other.write_bytes(certificate_pem([intel.root_der]))
+    fetch = FetchSection(fmspcs=[FMSPC.hex()])
+    made = section(root, tmp_path, collateral=folder, fetch=fetch)
+    made = made.model_copy(update={"trusted_roots": [*made.trusted_roots, other]})
+    good = (folder / name).read_bytes()
+    (folder / name).write_bytes(good[:-20])
+    verification = Verification(made)
+    verifier = verification.verifier()
+    assert name in caplog.text
+    # A list that cannot be read does not say whose it is.
+    assert [tdx(verifier, intel), snp(verifier, root)] == ["revocation_list", "revocation_list"]
+    with pytest.raises(ConfigurationError, match=name):
+        verification.files.reload()
+    (folder / name).write_bytes(good)
+    verification.files.reload()
+    assert [tdx(verifier, intel), snp(verifier, root)] == ["accepted", "accepted"]
+    # A list that somebody else maintains is another matter, and so is a folder that nobody fills.
+    (folder / name).write_bytes(good[:-20])
+    elsewhere = tmp_path / f"other-{name}"
+    elsewhere.write_bytes(good[:-20])
+    for change in ({"fetch": None}, {"revocation_lists": [elsewhere]}):
+        with pytest.raises(ConfigurationError, match=name):
+            Verification(made.model_copy(update=change))
+
+
 async def test_files_that_do_not_answer_are_noticed(
     root: SimulatedRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
