@@ -5,8 +5,8 @@ that interface that our handlers and grpc's health and reflection services use: 
 ``invocation_metadata``, ``write``, ``abort``, and the requests as an asynchronous iterator. One
 method is our own: ``caller``.
 
-Invariants: a handler is woken by a job of its owner, unless it lets small messages be taken without
-it (:attr:`Call.at_once`); a handler that reads or writes much in one step waits for its owner's
+Invariants: a handler is woken by a job of its owner, unless small messages may be taken without it
+(:attr:`Call.at_once`); a handler that reads or writes much in one step waits for its owner's
 next turn (:mod:`sds.transport.turns`); the messages that wait for a slow handler take no more than
 the stream's window and the message that is being received; a write returns when the transport can
 take another, so a slow reader holds up only its own handler; after the call is over, a write raises

@@ -40,7 +40,7 @@ DEFINED = {
     "what must outlive every certificate (roots, nonces)": "longest_lifetime",
     "to which lifetime a grant limits a certificate": "Permit",
     "how many agents one report of the authority answers": "MAX_COVERED",
-    "which replica an agent asks": "places_of",
+    "which replica an agent asks": "AttestedAuthority",
     "when a certificate is renewed, retried or withdrawn": "decide",
     "when a retired key is wiped": "RELEASE_SECONDS",
     "which attestors of workloads there are": "ATTESTORS",
