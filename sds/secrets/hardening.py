@@ -113,10 +113,13 @@ def _can_be_swapped() -> bool:
 
 def _may_lock() -> bool:
     """Say whether CAP_IPC_LOCK lifts the limit (bit 14 of the effective set, capabilities(7))."""
-    with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123  before pathlib is loaded
-        for line in status:
-            if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) >> 14 & 1)
+    try:
+        with open("/proc/self/status", "rb") as status:  # noqa: PTH123  before pathlib is loaded
+            for line in status:
+                if line.startswith(b"CapEff:"):
+                    return bool(int(line.split()[1], 16) >> 14 & 1)
+    except OSError:
+        pass  # no /proc
     return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sds.errors import ConfigurationError, SecretWipedError
+from sds.secrets import hardening
 from sds.secrets.allocator import is_wanted, is_wiping, wiping_environment
 from sds.secrets.memory import SecretBytes, wipe
 
@@ -132,3 +134,16 @@ def test_a_hardened_process_executes_itself_once_and_says_what_it_could_not_have
     assert said.startswith("(0, 0) ['one', 'two']")
     assert "overwritten" not in said
     assert count == "1"
+
+
+def test_a_process_without_proc_says_that_its_memory_is_not_locked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The program works without any protection, and without a file system that describes it."""
+
+    def no_such_file(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (65_536, 65_536))
+    monkeypatch.setattr("builtins.open", no_such_file)
+    assert "RLIMIT_MEMLOCK is 64 KiB" in hardening._lock()

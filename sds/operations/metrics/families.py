@@ -40,6 +40,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 MAX_REASONS: Final = 64
 OTHER: Final = "other"
+_STATUS: Final = Path("/proc/self/status")
 ISSUED: Final = "issued"
 ACCEPTED: Final = "accepted"
 UNAVAILABLE: Final = tuple(reason for reason in ATTESTATION if reason.endswith("_unavailable"))
@@ -74,9 +75,15 @@ def start_at_zero(counter: Counter, values: Iterable[str], *labels: str) -> None
 def memory_locked(status: str | None = None) -> float:
     """Return 1 if the kernel says that most of this process's memory is locked, else 0.
 
+    NaN if it cannot be asked now, for lack of descriptors, say: a scrape gives everything else.
     ``status`` is the text of ``/proc/PID/status`` (proc(5)); None for this process's own.
     """
-    text = status if status is not None else Path("/proc/self/status").read_text(encoding="ascii")
+    try:
+        text = (
+            status if status is not None else _STATUS.read_text(encoding="utf-8", errors="replace")
+        )
+    except OSError:
+        return math.nan
     sizes = {
         name: int(rest.split()[0])
         for name, _, rest in (line.partition(":") for line in text.splitlines())
@@ -159,7 +166,7 @@ class ProcessFamilies:
         start_at_zero(self.evidence_failures, UNAVAILABLE)
         self.memory_locked = Gauge(
             "sds_memory_locked",
-            "1 while the process's memory is locked (no swap), 0 if it is not.",
+            "1 while the process's memory is locked (no swap), 0 if it is not (NaN: unknown).",
             registry=registry,
         )
         self.memory_locked.set_function(memory_locked)

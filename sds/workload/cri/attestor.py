@@ -250,10 +250,15 @@ class CriAttestor:
                 await self._look(not_before=self._looked_at + _FIRST_GAP_SECONDS)
 
     def _why_not(self, identifier: str) -> WorkloadError:
-        what = "the runtime does not list container"
         if self._storing.awaits(identifier):
-            what = "the disk does not answer that should remember container"
-        return WorkloadError(f"{what} {identifier[:12]}", reason="cri_unseen")
+            return WorkloadError(
+                f"container {identifier[:12]} is not stored yet: the disk does not answer",
+                reason="cri_unseen",
+                advice="check the file system of the run directory",
+            )
+        return WorkloadError(
+            f"the runtime does not list container {identifier[:12]}", reason="cri_unseen"
+        )
 
     def _expect_same_namespaces(self, peer: Peer, identifier: str) -> None:
         """Refuse a process that moved itself into the container's control group.

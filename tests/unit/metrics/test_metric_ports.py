@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import resource
 from typing import TYPE_CHECKING
 
 import pytest
@@ -142,6 +143,18 @@ def test_every_family_has_help_and_a_name_of_ours(registry: CollectorRegistry) -
     for family in families:
         assert family.documentation.strip(), family.name
         assert family.name.startswith(("sds_", "process_")), family.name
+
+
+def test_a_process_without_descriptors_has_its_other_metrics(registry: CollectorRegistry) -> None:
+    """They matter most then; the kernel opens no file for it, not even its own status."""
+    ProcessFamilies(registry, component="agent")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        found = {family.name for family in registry.collect()}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert {"sds_ready", "sds_unexpected_errors"} <= found
 
 
 @pytest.mark.parametrize(("locked", "value"), [(0, 0.0), (40_000, 0.0), (90_000, 1.0), (None, 0.0)])
