@@ -32,7 +32,7 @@ def sources() -> Iterator[ast.Module]:
 
 
 def texts(node: ast.expr) -> Iterator[str]:
-    """The texts that an expression may give: a literal, a constant, or either branch of a condition."""
+    """The texts that an expression may give: a literal, a constant, or a branch of a condition."""
     for each in ast.walk(node):
         if isinstance(each, ast.Constant) and isinstance(each.value, str):
             yield each.value
