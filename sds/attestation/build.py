@@ -93,8 +93,13 @@ class Verification:
 
     def _is_missed(self) -> bool:
         """Say whether evidence is refused now because collateral is missing or has expired."""
-        now = self._clock.now().wall
-        return not self.files.standing or any(one.until <= now for one in self.files.standing)
+        now, fetch = self._clock.now().wall, self._section.fetch
+        files = self.files.current
+        # What one manufacturer published does not help with the evidence of the other.
+        lost = files.amd_error is not None or files.intel.lists_error is not None
+        if fetch is not None and fetch.fmspcs and files.intel.collateral is None:
+            lost = True
+        return lost or any(one.until <= now for one in self.files.standing)
 
     def collateral_failures(self) -> tuple[int, int]:
         """Return how often the files could not be used, and how often they could not be fetched."""

@@ -16,11 +16,13 @@ from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.fetching import Fetcher
 from sds.attestation.keeper import LATEST, SOONEST, CollateralKeeper, next_fetch
 from sds.attestation.section import FetchSection, VerificationSection
+from sds.attestation.snp.report import Product
 from sds.attestation.storing import Fetched
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.pki import certificate_pem
 from tests.support.clock import FakeClock
 from tests.support.intel import FMSPC, NOW, Intel
+from tests.support.machines import crl, simulated
 from tests.support.publishers import Publishers
 
 if TYPE_CHECKING:
@@ -147,6 +149,38 @@ async def test_while_evidence_is_refused_for_want_of_collateral_an_outage_is_ove
     assert pause <= timedelta(minutes=15)
     missed = False
     assert await keeper.once() > timedelta(hours=5)
+
+
+@pytest.mark.parametrize(
+    ("there", "missed"),
+    [({"intel", "amd"}, False), ({"intel"}, True), ({"amd"}, True), ({"intel", "stale amd"}, True)],
+)
+async def test_what_one_manufacturer_published_is_no_substitute_for_the_others(
+    there: set[str], intel: Intel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, missed: bool
+) -> None:
+    """Evidence of the other kind is refused, so a failure is followed by minutes, not hours."""
+    machines = simulated()
+    roots = tmp_path / "intel.pem", tmp_path / "amd.pem"
+    for path, der in zip(roots, (intel.root_der, machines.ark_der), strict=True):
+        path.write_bytes(certificate_pem([der]))
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    if "intel" in there:
+        intel.collateral(folder)
+    if there & {"amd", "stale amd"}:
+        age = timedelta(hours=1 if "amd" in there else 48)
+        (folder / "genoa.crl").write_bytes(crl(machines, now=NOW, age=age))
+    fetch = FetchSection(fmspcs=[FMSPC.hex()], products=[Product.GENOA])
+    made = VerificationSection(trusted_roots=list(roots), collateral=folder, fetch=fetch)
+    verification = Verification(made, clock=clock_at(NOW))
+    assert verification.keeper is not None
+
+    async def away(_: Fetcher, __: Path) -> list[Fetched]:
+        raise EndorsementUnavailableError("nobody answers")
+
+    monkeypatch.setattr(Fetcher, "fetch", away)
+    pauses = [await verification.keeper.once() for _ in range(12)]
+    assert (max(pauses) <= timedelta(minutes=15)) is missed
 
 
 def fetched(left: timedelta) -> Fetched:
