@@ -67,7 +67,7 @@ def explain_talk(document: PolicyDocument, source: SpiffeId, target: SpiffeId) -
         elif to_matches:
             near.append(f"{text} (its 'from' does not match {source})")
     if not because:
-        because = ["no rule under allow: matches both", *_some(near)]
+        because = ["no rule under `allow` matches both", *_some(near)]
     return PolicyAnswer(
         allowed=allowed, question=f"may {source} talk to {target}?", because=tuple(because)
     )
@@ -146,7 +146,7 @@ def explain_service(document: PolicyDocument, source: SpiffeId, service: str) ->
         because = [f"services: {service} is {_patterns(behind)}"]
         because += [f"may be reached: {format_spiffe_pattern(glob)}" for glob in reachable]
         if not reachable:
-            because.append("no rule under allow: lets it reach any of them")
+            because.append("no rule under `allow` lets it reach any of them")
     return PolicyAnswer(
         allowed=bool(reachable),
         question=f"may {source} talk to the service {service}?",
@@ -169,7 +169,7 @@ def explain_caller(document: PolicyDocument, facts: Facts, wanted: SpiffeId | No
     if decision.undetermined is not None:
         because.append(f"undecided: {decision.undetermined}")
     if not because:
-        because = ["no rule under workloads: matches", *_some(_near_rules(document, facts))]
+        because = ["no rule under `workloads` matches", *_some(_near_rules(document, facts))]
     allowed = bool(found) if wanted is None else wanted in {one.spiffe_id for one in found}
     who = ", ".join(sorted(map(str, facts.selectors)))
     question = f"may a caller with {who} have " + (

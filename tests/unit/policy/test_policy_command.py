@@ -271,7 +271,7 @@ def test_an_external_signer(folder: Path) -> None:
         (("--from", f"{S}/ops/x", "--to", f"{S}/b"), 0, "allow[1]"),
         (("--from", f"{S}/b", "--to", f"{S}/a"), 1, "does not match"),
         (("--from", f"{S}/a", "--to", "b"), 0, f"may be reached: {S}/b"),
-        (("--from", f"{S}/c", "--to", "b"), 1, "no rule under allow"),
+        (("--from", f"{S}/c", "--to", "b"), 1, "no rule under `allow`"),
         (("--from", f"{S}/c", "--to", "nobody"), 1, "does not know"),
         (("--caller", "unix:uid=1000", "--caller", "unix:path=/bin/a"), 0, "rule a gives"),
         (

@@ -59,7 +59,7 @@ HOST = ("--host", "shop.example.org:8443")
         ("web", ("--port", "9001"), 1, "it differs in"),
         ("try", ("--method", "PUT"), 0, "another request is counted and let through"),
         ("ops", ("--method", "DELETE", "--path", "/x"), 0, "allow[2]"),
-        ("nobody", ("--path", "/orders/1", *HOST), 1, "no rule under allow: matches both"),
+        ("nobody", ("--path", "/orders/1", *HOST), 1, "no rule under `allow` matches both"),
     ],
 )
 def test_explain(
