@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sds.identity import KeyType, SpiffeId
     from sds.policy.ruleset import Grant, NodeGroup, RuleSet
 
-_WHERE: Final = "under `nodes` in the policy, or under `identities` in the authority's configuration"
+_WHERE: Final = "under `nodes` in the policy, or `identities` in the authority's configuration"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
