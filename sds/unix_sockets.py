@@ -2,13 +2,16 @@
 
 Owns how such a socket is made, and its modes. Invariants: a socket that a dead process left is
 removed, but never one on which a process listens, however busy that process is; a socket has its
-mode and group before anybody can connect; nothing here changes the umask, which all threads share.
+mode and group before anybody can connect; nothing here changes the umask, which all threads share;
+a socket that cannot be removed at the end keeps nothing else from ending.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
+import logging
 import os
 import socket
 import stat
@@ -21,6 +24,7 @@ from sds.outside import words_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+_LOGGER: Final = logging.getLogger(__name__)
 OURS_ALONE: Final = 0o600
 """The mode of a socket for our own user."""
 EVERYBODY: Final = 0o666
@@ -36,23 +40,21 @@ def listening(path: Path, mode: int, *, group: str | None = None) -> socket.sock
         SocketError: it cannot be opened, or another process listens there.
     """
     clear_socket(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        refuse_passed(listener)
-        listener.bind(str(path))
-        # Nobody can connect before it listens.
-        open_to(path, mode, group=group)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise SocketError(
-            f"the socket {path} cannot be opened: {error.strerror or error}",
-            advice="check that the directory is writable, and raise the limit of open files",
-        ) from error
-    except SocketError:
-        listener.close()
-        raise
-    return listener
+    with contextlib.ExitStack() as owned:
+        try:
+            listener = owned.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            refuse_passed(listener)
+            listener.bind(str(path))
+            # Nobody can connect before it listens.
+            open_to(path, mode, group=group)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            raise SocketError(
+                f"the socket {path} cannot be opened: {error.strerror or error}",
+                advice="check that the directory is writable, and raise the limit of open files",
+            ) from error
+        owned.pop_all()
+        return listener
 
 
 def clear_socket(path: Path) -> None:
@@ -90,6 +92,21 @@ def clear_socket(path: Path) -> None:
     raise SocketError(
         f"another process listens on {path}", advice="stop it first, or choose another path"
     )
+
+
+def remove_at_end(path: Path) -> None:
+    """Remove a socket of ours, which listens no longer; if that fails, the log says why.
+
+    The next start removes what is left (:func:`clear_socket`).
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _LOGGER.warning(
+            "the socket %s cannot be removed",
+            path,
+            extra={"path": path, "why": error.strerror},
+        )
 
 
 def open_to(path: Path, mode: int, *, group: str | None = None) -> None:

@@ -26,7 +26,7 @@ from sds.errors import SdsError
 from sds.faults import report
 from sds.problems import Problems
 from sds.transport.server import Server
-from sds.unix_sockets import OURS_ALONE, clear_socket, listening
+from sds.unix_sockets import OURS_ALONE, clear_socket, listening, remove_at_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -77,7 +77,7 @@ async def registered(
     finally:
         waits.cancel()
         await asyncio.gather(waits, return_exceptions=True)
-        await offer.close()
+        await offer.end()
 
 
 def _left_behind(registry: Path, name: str) -> list[Path]:
@@ -113,7 +113,8 @@ class _Offer:
             extra={"driver": self._registration.name, "path": str(fresh)},
         )
         try:
-            await self.close()
+            self._path.unlink(missing_ok=True)  # if that fails, the kubelet still finds us there
+            await self._server.stop(_STOP_SECONDS)
             self._path, self._server = fresh, Server([self._registration.handler()])
             await self._open_at_last()
         except Exception as error:  # noqa: BLE001  the boundary between this task and the agent
@@ -136,6 +137,6 @@ class _Offer:
             else:
                 return
 
-    async def close(self) -> None:
-        self._path.unlink(missing_ok=True)
+    async def end(self) -> None:
+        remove_at_end(self._path)
         await self._server.stop(_STOP_SECONDS)

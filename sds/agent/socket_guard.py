@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from sds.agent.directory import make_directory
 from sds.errors import SocketError
 from sds.outside import words_of
+from sds.unix_sockets import remove_at_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +84,7 @@ class SocketGuard:
         """Forget everything; the sockets' own paths stay."""
         for guarded in self._sockets.values():
             if guarded.kept is not None:
-                guarded.kept.unlink(missing_ok=True)
+                remove_at_end(guarded.kept)
         self._sockets.clear()
 
     @property

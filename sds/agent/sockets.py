@@ -8,7 +8,6 @@ starts with us does not back off.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +18,7 @@ from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.health import HEALTH_SERVICE
 from sds.serving.server import AnyServer, add_health, add_reflection, make_server
 from sds.serving.workload_api import SERVICE as WORKLOAD_API_SERVICE
-from sds.unix_sockets import OURS_ALONE, listening
+from sds.unix_sockets import OURS_ALONE, listening, remove_at_end
 from sds.workload import whoami
 from sds.workload.connected import OwnSocket, entitlement_of
 from sds.workload.entitlement import Caller, Entitlement, Selector
@@ -184,5 +183,4 @@ async def listen_for_people(
 async def close(listening: Listening, *, grace_seconds: float) -> None:
     """Stop serving; open calls have this long to end."""
     await listening.server.stop(grace_seconds)
-    with contextlib.suppress(FileNotFoundError):
-        listening.path.unlink()
+    remove_at_end(listening.path)

@@ -102,7 +102,7 @@ async def listening(
     finally:
         server.close()
         if bound.path is not None:
-            bound.path.unlink(missing_ok=True)
+            unix_sockets.remove_at_end(bound.path)
         listener.close()
         await server.wait_closed()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 from typing import TYPE_CHECKING, Any
@@ -291,6 +292,23 @@ async def test_sigterm_drains_and_streams_are_told(node: Node) -> None:
         assert "stopping" in details
         assert await agent.wait() == 0
         assert not node.admin.exists()
+
+
+async def test_a_socket_that_cannot_be_removed_keeps_no_other_from_its_end(node: Node) -> None:
+    """Something else has the directory's name, or the file system became read-only."""
+    async with node.agent() as agent, channel(f"unix:{node.socket('api')}") as connection:
+        stream = Sotw(connection)
+        await stream.get("default")
+        folder = node.socket("web").parent
+        shutil.rmtree(folder)
+        folder.touch()
+        agent.signal(signal.SIGTERM)
+        code, _ = await stream.status()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert await agent.wait() == 0
+        assert "cannot be removed" in agent.text
+        assert not node.admin.exists()
+        assert not node.socket("api").exists()
 
 
 async def test_a_second_signal_ends_at_once(node: Node) -> None:

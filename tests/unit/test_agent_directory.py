@@ -207,3 +207,14 @@ def test_a_link_that_only_root_can_make(folder: Path) -> None:
     (folder / "var" / "run").symlink_to("../run")
     make_directory(folder / "var" / "run" / "sds", 0o711)
     assert (folder / "run" / "sds").is_dir()
+
+
+def test_a_process_without_descriptors_opens_no_socket_and_says_so(tmp_path: Path) -> None:
+    """What tries again knows our errors alone: the CSI driver would never be registered."""
+    _, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(SocketError, match="Too many open files"):
+            listening(tmp_path / "s", 0o600)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
