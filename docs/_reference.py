@@ -268,7 +268,9 @@ def _is_error(kind: object) -> bool:
 
 
 _NAMED: Final = {
-    name: value for name, value in vars(sds.reasons.authority).items() if name.isupper()
+    name: value
+    for name, value in vars(sds.reasons.authority).items()
+    if name.isupper() and isinstance(value, str)
 }
 
 

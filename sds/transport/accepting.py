@@ -105,7 +105,10 @@ class Acceptor:
 
     def _resume(self) -> None:
         self._pausing = None
-        self._loop.add_reader(self._listener.fileno(), self._accept_some)
+        try:
+            self._loop.add_reader(self._listener.fileno(), self._accept_some)
+        except OSError as error:
+            self._pause(error)
 
 
 def accept_some(

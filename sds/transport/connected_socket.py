@@ -252,8 +252,12 @@ class ConnectedSocket:
             self._output = None
             self._all_sent()
         elif not self._writing:
-            self._writing = True
-            self._loop.add_writer(self._socket.fileno(), self._send)
+            try:
+                self._loop.add_writer(self._socket.fileno(), self._send)
+            except OSError as error:
+                self._fail(error)
+            else:
+                self._writing = True
 
     def _all_sent(self) -> None:
         if self._writing and self._socket is not None:

@@ -58,8 +58,13 @@ class InputReadiness:
             epoll.modify(descriptor, _INPUT_ONCE)
             return
         if epoll is None:
-            epoll = self._epoll = select.epoll()
-            self._loop.add_reader(epoll.fileno(), self._look)
+            epoll = select.epoll()
+            try:
+                self._loop.add_reader(epoll.fileno(), self._look)
+            except BaseException:
+                epoll.close()  # else nobody would look at it, nor make another one
+                raise
+            self._epoll = epoll
         try:
             epoll.register(descriptor, _INPUT_ONCE)
             self._tell[descriptor] = tell

@@ -334,7 +334,13 @@ class FrontDoor:
         self._refused("descriptors" if out else "unexpected", error)
         loop = asyncio.get_running_loop()
         loop.remove_reader(on.socket)
-        loop.call_later(_PAUSE_SECONDS, guarded("accept", lambda: self._watch(on)))
+        loop.call_later(_PAUSE_SECONDS, guarded("accept", self._watch_again), on)
+
+    def _watch_again(self, listener: _Listener) -> None:
+        try:
+            self._watch(listener)
+        except OSError as error:  # the kernel cannot watch it now
+            self._pause(error, listener)
 
     # --- one connection -------------------------------------------------------------------------
 

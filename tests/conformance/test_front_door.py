@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import gc
 import os
@@ -83,6 +84,27 @@ async def test_a_caller_is_known_by_the_kernel(tmp_path: Path) -> None:
     async with front_door(tmp_path, attestors=unix(), rules=rules(OURS)) as door:
         assert await ask(door.path) == "spiffe://example.org/r0"
         assert [str(each.spiffe_id) for each in door.keeper.kept] == ["spiffe://example.org/r0"]
+
+
+async def test_a_door_that_the_kernel_cannot_watch_opens_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the pause for lack of descriptors, the kernel may lack memory (epoll_ctl(2))."""
+    async with front_door(tmp_path, attestors=unix(), rules=rules(OURS)) as door:
+        assert await ask(door.path) == "spiffe://example.org/r0"
+        watch, failed = door.door._watch, [0]
+
+        def sometimes(listener: Any) -> None:
+            if failed[0] < 2:
+                failed[0] += 1
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            watch(listener)
+
+        monkeypatch.setattr(door.door, "_watch", sometimes)
+        (listener,) = door.door._listeners
+        door.door._pause(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), listener)
+        assert await ask(door.path) == "spiffe://example.org/r0"
+        assert failed == [2]
 
 
 async def test_all_matches_are_given_in_order(tmp_path: Path) -> None:
