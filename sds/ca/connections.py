@@ -116,6 +116,11 @@ class Connections:
         """Return on how many open connections nothing was proven."""
         return len(self._strangers)
 
+    def handshakes(self) -> dict[str, int]:
+        """Return how many TLS handshakes are over, by result."""
+        counted = self.endpoints
+        return {"done": counted.done, "failed": counted.failed, "left": counted.left}
+
     def listen(self, listeners: Sequence[socket.socket]) -> None:
         """Accept on these listening sockets, which the server owns from now on."""
         for listener in listeners:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sds.attestation.evidence import Attester, Verifier
     from sds.errors import PolicyError
     from sds.operations.metrics.collateral import CollateralSource
+    from sds.operations.metrics.port import Port
     from sds.operations.readiness import Readiness
     from sds.policy.holder import PolicyHolder
     from sds.policy.trust import AdmittedPolicy
@@ -56,6 +57,10 @@ class AuthorityObserver(PolicyWatcher, Protocol):
         """Ask ``not_after`` for the end of the issuing certificate, whenever metrics are read."""
         ...
 
+    def watch_port(self, port: Port) -> None:
+        """Show the connections of the authority's port."""
+        ...
+
 
 class SilentObserver:
     """Measures nothing."""
@@ -81,6 +86,9 @@ class SilentObserver:
         """Do nothing."""
 
     def watch_policy(self, holder: PolicyHolder) -> None:
+        """Do nothing."""
+
+    def watch_port(self, port: Port) -> None:
         """Do nothing."""
 
     def watch_collateral(self, *sources: CollateralSource) -> None:

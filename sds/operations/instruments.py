@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from sds.operations.metrics.ahead import MintedAhead
     from sds.operations.metrics.collateral import CollateralSource
     from sds.operations.metrics.node import NodeConnections
+    from sds.operations.metrics.port import Port
     from sds.operations.readiness import Readiness
     from sds.policy.trust import AdmittedPolicy
     from sds.secrets.identity_status import IdentityStatus
@@ -288,6 +289,10 @@ class AuthorityInstruments(Instruments):
             return 0.0 if end is None else end.timestamp()
 
         self.families.not_after.set_function(seconds)
+
+    def watch_port(self, port: Port) -> None:
+        """Export the connections of the authority's port, which is asked at every scrape."""
+        self.families.port.source = port
 
 
 def connected_workloads(service: SecretService) -> Iterator[str]:

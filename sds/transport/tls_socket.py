@@ -53,8 +53,8 @@ class TlsEndpoints:
 
     Attributes:
         begun: how many handshakes OpenSSL began.
-        failed: how many connections ended because the client broke TLS, or offered nothing that we
-            accept.
+        done: how many were successful.
+        failed: how many were not, because the client broke TLS or offered nothing that we accept.
         left: how many clients went away before their handshake was over.
     """
 
@@ -65,7 +65,7 @@ class TlsEndpoints:
     ) -> None:
         self._current = current
         self.established = established
-        self.begun = self.failed = self.left = 0
+        self.begun = self.done = self.failed = self.left = 0
 
     def make(
         self,
@@ -218,6 +218,8 @@ class TlsSocket:
         raw = memoryview(self._rest) if self._rest else self._raw.read()
         self._rest = b""
         if not raw:
+            if self._handshake is not None and self._raw.is_closed():
+                self._gave_up()
             return _NOTHING
         size = self._records.cut(raw)
         if size < len(raw):
@@ -244,8 +246,7 @@ class TlsSocket:
             ssl.SSLError: it is not acceptable.
         """
         if self._raw.client_left():
-            self._endpoints.left += 1
-            self._raw.abort()
+            self._gave_up()
             return False
         handshake.bound.check(raw)
         if self._tls is None:
@@ -278,6 +279,7 @@ class TlsSocket:
                 "the client does not offer HTTP/2 (ALPN h2)", code=ErrorCode.INADEQUATE_SECURITY
             )
         self._handshake = None
+        self._endpoints.done += 1
         self._endpoints.established(self._user)
         if handshake.early:
             self.write(handshake.early)
@@ -304,11 +306,19 @@ class TlsSocket:
         self._flush()
         return view[:count]
 
+    def _gave_up(self) -> None:
+        """Note that the client went away before its handshake was over."""
+        if not self._broken:
+            self._broken = True
+            self._endpoints.left += 1
+        self._raw.abort()
+
     def _broke(self, why: str) -> Http2Error:
         """Tell the client by the alert that OpenSSL made, if any, and let nothing follow."""
         self._flush()
         self._broken = True
-        self._endpoints.failed += 1
+        if self._handshake is not None:
+            self._endpoints.failed += 1
         return Http2Error(f"TLS: {why}", code=ErrorCode.INADEQUATE_SECURITY)
 
     # --- writing --------------------------------------------------------------------------------

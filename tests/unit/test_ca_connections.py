@@ -20,6 +20,8 @@ from sds.ca.strangers import YOUNG_SECONDS, Stage, Strangers, strangers_room
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError
+from sds.operations.instruments import AuthorityInstruments
+from sds.operations.metrics.port import RESULTS
 from tests.support.cost import assert_linear
 from tests.support.hostile_stranger import HELLO
 
@@ -218,6 +220,34 @@ async def test_the_memory_of_half_a_handshake_counts_as_strangers() -> None:
             assert budgets.strangers.held - before > 10_000
         await until(lambda: known.strangers == 0)
         assert budgets.strangers.held == 0
+
+
+async def test_metrics_count_what_comes_to_the_port() -> None:
+    instruments = AuthorityInstruments(clock=SystemClock())
+
+    def exported(name: str, **labels: str) -> float | None:
+        return instruments.registry.get_sample_value(name, labels)
+
+    def handshakes() -> list[float | None]:
+        return [exported("sds_ca_tls_handshakes_total", result=one) for one in RESULTS]
+
+    assert handshakes() == [0, 0, 0]
+    async with listening(2) as (known, port):
+        instruments.watch_port(known)
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            await until(lambda: handshakes() == [0, 1, 0])
+        with socket.create_connection(("127.0.0.1", port)):
+            await until(lambda: known.strangers == 1)
+        await until(lambda: handshakes() == [0, 1, 1])
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context())
+        await until(lambda: handshakes() == [1, 1, 1])
+        assert exported("sds_ca_connections", callers="strangers") == 1
+        assert exported("sds_ca_connections", callers="proven") == 0
+        assert exported("sds_ca_connections_ended_total") == 0
+        with socket.create_connection(("127.0.0.1", port)):
+            await until(lambda: exported("sds_ca_connections_ended_total") == 1)
+        writer.transport.abort()
 
 
 async def test_where_agents_have_every_place_nobody_else_gets_one() -> None:

@@ -72,7 +72,7 @@ async def test_a_handshake_in_pieces(piece: int) -> None:
         link.server.write([b"wor", memoryview(b"ld")])
         assert link.read() == b"world"
         assert link.client.selected_alpn_protocol() == "h2"
-        assert link.endpoints.begun == 1
+        assert link.endpoints.begun == link.endpoints.done == 1
         assert link.endpoints.failed == link.endpoints.left == 0
 
 
@@ -128,6 +128,27 @@ async def test_a_client_that_has_gone_costs_no_handshake(when: str) -> None:
         assert link.endpoints.left == 1
         assert link.server.is_closed()
         assert link.wire.recv(100) == b""  # no answer to the hello
+
+
+@pytest.mark.parametrize("sent", [0, 50, 10_000])
+async def test_a_client_that_leaves_without_a_word_is_counted_once(sent: int) -> None:
+    with tls_link() as link:
+        with pytest.raises(ssl.SSLWantReadError):
+            link.client.do_handshake()
+        link.wire.send(link.outgoing.read()[:sent])
+        link.take()
+        link.wire.close()
+        for _ in range(3):
+            assert link.look() == b""
+        assert (link.endpoints.done, link.endpoints.failed, link.endpoints.left) == (0, 0, 1)
+
+
+async def test_what_breaks_after_the_handshake_is_no_failed_handshake() -> None:
+    with tls_link() as link:
+        link.shake()
+        link.wire.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+        assert "TLS: " in broken(link)
+        assert (link.endpoints.done, link.endpoints.failed, link.endpoints.left) == (1, 0, 0)
 
 
 async def test_a_new_certificate_is_for_new_connections() -> None:

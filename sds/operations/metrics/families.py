@@ -25,6 +25,7 @@ from sds.operations.metrics.collateral import CollateralCollector
 from sds.operations.metrics.faults import FaultsCollector
 from sds.operations.metrics.node import NodeCollector
 from sds.operations.metrics.owners import OwnersCollector
+from sds.operations.metrics.port import PortCollector
 from sds.reasons.attestation import ATTESTATION
 from sds.reasons.authority import AUTHORITY
 from sds.reasons.policy import POLICY
@@ -334,3 +335,4 @@ class AuthorityFamilies:
             "When the issuing certificate expires.",
             registry=registry,
         )
+        self.port = PortCollector(registry)
