@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, model_validator
 
-from sds.errors import ConfigurationError
+from sds.errors import ConfigurationError, PolicyError
 from sds.files import is_folder
 from sds.settings import yamlfile
 from sds.settings.fields import PathField  # noqa: TC001  pydantic reads it at run time
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sds.policy.threshold import TrustedKeys
 
 _PEM = "-----BEGIN"
+_SHOWN = 256
 
 
 def _key_place(text: str) -> str:
@@ -119,6 +120,8 @@ def _key(text: str, number: int) -> VerificationKey:
 def read_signed(place: Path, *, max_bytes: int) -> bytes:
     """Read everything that a file or a directory offers, one after the other.
 
+    A file of a directory that is no signed policy comes last, so that it takes nothing from others.
+
     Raises:
         ConfigurationError: it cannot be read, or is too large.
     """
@@ -134,14 +137,32 @@ def read_signed(place: Path, *, max_bytes: int) -> bytes:
         raise ConfigurationError(f"{place} cannot be read: {error.strerror}") from error
     if not files:
         raise ConfigurationError(f"the directory {place} has no *.json file")
-    found: list[bytes] = []
+    whole: list[bytes] = []
+    broken: list[bytes] = []
     left = 2 * max_bytes
     for file in files:
-        found.append(yamlfile.read(file, max_bytes=max_bytes))
-        left -= len(found[-1])
+        content = yamlfile.read(file, max_bytes=max_bytes)
+        if _is_whole(content):
+            whole.append(content)
+        else:
+            broken.append(content[:_SHOWN])  # enough to be refused
+        left -= len(content)
         if left < 0:
             raise ConfigurationError(
                 f"the *.json files of {place} have more than {2 * max_bytes} bytes",
                 advice="keep only the policy in force, the newest one and changes of signers there",
             )
-    return b"\n".join(found)
+    return b"\n".join([*whole, *broken])
+
+
+def _is_whole(content: bytes) -> bool:
+    """Say whether a file has the form of signed policies, from its first byte to its last."""
+    from sds.policy.envelope import parse_envelope  # noqa: PLC0415  as above
+    from sds.policy.succession import split  # noqa: PLC0415  as above
+
+    try:
+        for part in split(content):
+            parse_envelope(part)
+    except PolicyError:
+        return False
+    return True

@@ -214,7 +214,14 @@ def split(data: bytes, *, most_bytes: int = MOST_OFFERED_BYTES) -> list[SignedPo
                 # Parsing the envelope reports what it is.
                 found.append(SignedPolicy(text[position:].encode()))
                 break
-            _, end = decoder.raw_decode(text, position)
+            try:
+                _, end = decoder.raw_decode(text, position)
+            except (ValueError, RecursionError):
+                if not found:
+                    raise
+                # What is whole counts, and offering the rest says what is wrong with it.
+                found.append(SignedPolicy(text[position:].encode()))
+                break
             found.append(SignedPolicy(text[position:end].encode() + b"\n"))
             position = _past_space(text, end)
             if len(found) > MAX_OFFERED:

@@ -109,6 +109,27 @@ async def test_a_directory_offers_all_and_the_highest_wins(tmp_path: Path) -> No
         await until_epoch(files, 4)
 
 
+@pytest.mark.parametrize("name", ["0.json", "9.json"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no policy", b"{", b"[1]", b'{"a": [' + b"[]," * 20_000 + b"[]]}", None],
+    ids=["empty", "text", "brace", "list", "many fields", "cut short"],
+)
+async def test_a_file_that_is_none_takes_nothing_from_the_others(
+    name: str, content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A copy that a full disk cut short stays, and the next start reads it too."""
+    (tmp_path / "1.json").write_bytes(epoch(1))
+    (tmp_path / name).write_bytes(epoch(9)[:-40] if content is None else content)
+    async with following(tmp_path) as files:
+        assert files.holder.epoch == 1
+        assert ("refused" in caplog.text) is (content != b"")
+        (tmp_path / "2.json").write_bytes(epoch(2))
+        await until_epoch(files, 2)
+        (tmp_path / name).write_bytes(epoch(9))
+        await until_epoch(files, 9)
+
+
 async def test_a_policy_of_soon_is_taken_when_its_time_has_come(tmp_path: Path) -> None:
     soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
     path = tmp_path / "policy.json"
