@@ -231,7 +231,7 @@ class NodeSocket:
             limits=limits,
             clock=self._clock,
         )
-        recogniser.when_wanted(self.ahead.wanted)
+        recogniser.wanted.when_wanted(self.ahead.wanted)
         return self.ahead
 
     @contextlib.asynccontextmanager

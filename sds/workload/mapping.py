@@ -276,6 +276,26 @@ def _matches(rule: WorkloadRule, found: _Found) -> bool:
     return all(_holds(rule, selector_type, found) for selector_type in rule.match)
 
 
+def may_match(rule: WorkloadRule, facts: Facts, found: Mapping[str, Collection[str]]) -> bool:
+    """Say whether a rule matches, or may match once what is unknown about the caller is known."""
+    return all(
+        facts.why_unknown(selector_type) is not None or _holds(rule, selector_type, found)
+        for selector_type in rule.match
+    )
+
+
+def spiffe_id_of(rule: WorkloadRule, facts: Facts, defaults: Defaults) -> SpiffeId | None:
+    """Return the SPIFFE ID that a rule gives; None if it depends on something unknown.
+
+    Raises:
+        IdentityError: its template gives no valid name.
+    """
+    fields = template_fields(rule.spiffe_id)
+    if any(facts.why_unknown(selector_of_field(name)) is not None for name in fields):
+        return None
+    return SpiffeId.parse(_fill(rule.spiffe_id, facts, defaults))
+
+
 def _holds(rule: WorkloadRule, selector_type: str, found: _Found) -> bool:
     wanted = rule.match[selector_type]
     patterns = [wanted] if isinstance(wanted, str) else wanted

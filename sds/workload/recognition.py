@@ -3,29 +3,31 @@
 Owns :class:`Recogniser` (attestors, rules, wanted identities) and one :class:`Recognition` for each
 connection. Invariants: facts count only if the process that connected was seen alive after they
 were gathered; if a fact about a caller becomes unknown, the caller keeps what it had (an outage of
-the kubelet changes nobody); a new identity replaces an old one only when it can be served, and only
-by the rules that are in force then; a change that is announced during a look causes another look;
-rotation keeps an identity exactly while a caller may have it, and a little longer.
+the kubelet changes nobody), as far as the rules in force can give it; a new identity replaces an
+old one only when it can be served, and only by the rules that are in force then; a change that is
+announced during a look causes another look.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sds.errors import PeerGoneError, WorkloadError, without_frames
-from sds.faults import guarded, report
+from sds.faults import report
 from sds.trickle import Trickle
 from sds.workload.connected import CallerDescription
 from sds.workload.entitlement import Caller, Entitlement
 from sds.workload.explaining import explained
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
+from sds.workload.possible import PossibleIdentities
 from sds.workload.recognition_log import RecognitionLog, why_not
+from sds.workload.wanted import WantedIdentities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from sds.workload.facts import Attestor
     from sds.workload.mapping import WorkloadRule
     from sds.workload.peer import Peer
+    from sds.workload.wanted import IdentityKeeper
 
 _REMEMBERED: Final = 512
 """How many decisions are remembered; callers of one pod or user often show the same facts."""
@@ -42,26 +45,6 @@ LOOKS_A_TURN: Final = 16
 _POSTPONED: Final = WorkloadError("it has not been looked for yet", reason="undetermined")
 _OTHER_RULES: Final = WorkloadError("other rules came during the look", reason="undetermined")
 """They may ask for facts that the look did not gather; the next look follows at once."""
-
-
-class IdentityKeeper(Protocol):
-    """Rotation, as recognition uses it."""
-
-    def ensure(self, identity: Identity) -> None:
-        """Get and renew a certificate for this identity until it is released."""
-        ...
-
-    def release(self, identity: Identity) -> None:
-        """Give up an identity that rests, because no caller comes any more."""
-        ...
-
-    def rest(self, identity: Identity, *, resting: bool) -> None:
-        """Keep a certificate without renewing it, as no caller may have it; or renew it again."""
-        ...
-
-    async def until_ready(self, identity: Identity) -> None:
-        """Return as soon as a certificate of this identity can be served."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,28 +102,28 @@ class Recogniser:
     ) -> None:
         """Start nothing; each connection runs :meth:`Recognition.follow`."""
         self.timing = timing or Timing()
-        self.rules = rules
-        self._needed = selector_types(rules.rules)
+        self._use(rules)
         self._decided: dict[tuple[object, ...], Decision] = {}
         self.attestors = tuple(attestors)
-        self._keeper = keeper
-        self._wanted: Counter[Identity] = Counter()
-        self._lingering: dict[Identity, asyncio.TimerHandle] = {}
+        self.wanted = WantedIdentities(keeper, linger=self.timing.linger)
         self.log = RecognitionLog()
         self.changes = 0
         """How many changes of facts or rules were announced."""
         self._waiting: dict[asyncio.Future[None], None] = {}
         """Recognitions that wait for a change."""
         self._looking = Trickle("recognition", LOOKS_A_TURN)
-        self._on_want: Callable[[Identity], None] = lambda _: None
         self._stops = [attestor.listen(self.look_again) for attestor in self.attestors]
 
     def replace_rules(self, rules: Rules) -> None:
         """Use new rules, and look at every caller again now."""
-        self.rules = rules
-        self._needed = selector_types(rules.rules)
+        self._use(rules)
         self._decided.clear()
         self.look_again()
+
+    def _use(self, rules: Rules) -> None:
+        self.rules = rules
+        self.possible = PossibleIdentities(rules.rules, rules.defaults)
+        self._needed = selector_types(rules.rules)
 
     def look_again(self) -> None:
         """Wake every recognition, a few in each turn, because facts or rules may have changed."""
@@ -153,9 +136,7 @@ class Recogniser:
         for stop in self._stops:
             stop()
         self._looking.close()
-        for identity, timer in list(self._lingering.items()):
-            timer.cancel()
-            self._release_now(identity)
+        self.wanted.close()
 
     async def look(self, peer: Peer) -> RecognitionOutcome:
         """Gather facts about ``peer`` and decide.
@@ -235,40 +216,9 @@ class Recogniser:
         finally:
             self._waiting.pop(changed, None)
 
-    def when_wanted(self, call: Callable[[Identity], None]) -> None:
-        """Call a function for each caller that is given an identity."""
-        self._on_want = call
-
-    def want(self, identity: Identity) -> None:
-        """Note that one more caller may have this identity."""
-        self._on_want(identity)
-        self._wanted[identity] += 1
-        if (timer := self._lingering.pop(identity, None)) is not None:
-            timer.cancel()
-            self._keeper.rest(identity, resting=False)
-        elif self._wanted[identity] == 1:
-            self._keeper.ensure(identity)
-
-    def unwant(self, identity: Identity) -> None:
-        """Note that one caller fewer may have this identity."""
-        self._wanted[identity] -= 1
-        if self._wanted[identity] == 0:
-            del self._wanted[identity]
-            # It is kept for an Envoy that restarts, but not renewed, because its pod may be gone.
-            self._keeper.rest(identity, resting=True)
-            loop = asyncio.get_running_loop()
-            self._lingering[identity] = loop.call_later(
-                self.timing.linger, guarded("release of an identity", self._release_now), identity
-            )
-
     async def until_ready(self, identities: Iterable[Identity], *, since: int) -> bool:
         """Wait a bounded time, until a change at most, and say whether all can be served."""
-
-        async def wait() -> None:
-            for identity in identities:
-                await self._keeper.until_ready(identity)
-
-        ready = asyncio.ensure_future(wait())
+        ready = asyncio.ensure_future(self.wanted.until_ready(identities))
         changed = asyncio.ensure_future(self.wait_for_change(self.timing.replace, since=since))
         try:
             await asyncio.wait((ready, changed), return_when=asyncio.FIRST_COMPLETED)
@@ -279,10 +229,6 @@ class Recogniser:
             ready.cancel()
             changed.cancel()
         return True
-
-    def _release_now(self, identity: Identity) -> None:
-        self._lingering.pop(identity, None)
-        self._keeper.release(identity)
 
 
 class Recognition:
@@ -384,15 +330,12 @@ class Recognition:
         self._told = outcome.decision
         self.outcome = outcome
         self._looked.set()
-        if outcome.decision.undetermined is not None:
-            return False  # a caller that was recognised keeps its identities
+        if (why := outcome.decision.undetermined) is not None:
+            self._keep(outcome.facts, why)
+            return False
         identities = outcome.decision.identities
         if not identities:
-            self._hold_only(())
-            if self._entitlement is not None:
-                ended, self._entitlement = self._entitlement, None
-                self._matched.clear()
-                ended.end(self._why_not(0.0))
+            self._lose()
             return False
         caller = Caller(
             name=outcome.facts.title or f"pid {self.peer.pid}",
@@ -417,12 +360,31 @@ class Recognition:
         self._hold_only(identities)
         return True
 
+    def _keep(self, facts: Facts, why: WorkloadError) -> None:
+        """Keep the identities that the rules in force may give, while that cannot be decided."""
+        if self._entitlement is None:
+            return
+        before = self._entitlement.current
+        kept = self._recogniser.possible.kept(before.identities, facts, why)
+        if not kept:
+            self._lose()
+        elif kept != before.identities:
+            self._entitlement.replace(dataclasses.replace(before, identities=kept))
+            self._hold_only(kept)
+
+    def _lose(self) -> None:
+        self._hold_only(())
+        if self._entitlement is not None:
+            ended, self._entitlement = self._entitlement, None
+            self._matched.clear()
+            ended.end(self._why_not(0.0))
+
     def _hold_only(self, identities: Iterable[Identity]) -> None:
         wanted = set(identities)
         for identity in wanted - self._held:
-            self._recogniser.want(identity)
+            self._recogniser.wanted.want(identity)
         for identity in self._held - wanted:
-            self._recogniser.unwant(identity)
+            self._recogniser.wanted.unwant(identity)
         self._held = wanted
 
     def _end(self, error: PeerGoneError) -> None:

@@ -222,8 +222,8 @@ async def test_a_release_that_fails_ends_no_recognition() -> None:
     )
     identity = Identity(spiffe_id=SpiffeId(TrustDomain("example.org"), "/a"))
     for _ in range(2):
-        recogniser.want(identity)
-        recogniser.unwant(identity)
+        recogniser.wanted.want(identity)
+        recogniser.wanted.unwant(identity)
         while keeper.kept:
             await asyncio.sleep(0)
     assert since(before, "release of an identity") == 2

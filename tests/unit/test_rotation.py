@@ -744,19 +744,19 @@ async def test_callers_that_leave_and_come_back_beside_what_is_expected() -> Non
     async with world() as w:
         callers = Recogniser(attestors=(), rules=rules(), keeper=StoreKeeper(w.rotation, w.store))
         w.rotation.expect(WEB)
-        callers.want(WEB)
+        callers.wanted.want(WEB)
         serial = await w.served()
-        callers.unwant(WEB)
+        callers.wanted.unwant(WEB)
         await w.clock.advance(60)
         assert w.serial() == serial, "nobody may have it now"
         callers.close()  # nobody came for long enough
         await w.clock.advance(10)
         assert w.serial() == serial, "it is expected"
-        callers.want(WEB)
+        callers.wanted.want(WEB)
         await w.renewed(seconds=1)
         w.rotation.unexpect(WEB)
         await w.renewed(seconds=60)
-        callers.unwant(WEB)
+        callers.wanted.unwant(WEB)
         callers.close()
         assert w.serial() is None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sds.errors import WorkloadError
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
-from sds.workload.mapping import Decision
+from sds.workload.mapping import Decision, Matching
 from sds.workload.peer import Peer
 from sds.workload.recognition import LOOKS_A_TURN, Recogniser, Recognition, Rules
 from sds.workload.recognition_log import RecognitionLog
@@ -254,6 +254,44 @@ def test_a_right_that_ends_while_another_is_prepared_ends_at_once() -> None:
         await asyncio.sleep(recogniser.timing.replace / 10)
         ended.append(entitlement.ended)
         assert [one is None for one in ended] == [True, False]
+        following.cancel()
+        recogniser.close()
+
+    virtual_time.run(run())
+
+
+def test_a_right_that_no_rule_can_give_ends_though_facts_are_unknown() -> None:
+    """They may be unknown by the caller's own doing, or for as long as an outage lasts."""
+
+    async def run() -> None:
+        attestor, keeper = Fixed(), Keeper()
+        template = {"unix:gid": "*", "spiffe_id": "spiffe://example.org/{gid}"}
+        recogniser = Recogniser(
+            attestors=[attestor],
+            rules=rules({"unix:uid": "7"}, template, matching=Matching.ALL),
+            keeper=keeper,
+        )
+        attestor.facts = Facts(
+            selectors=frozenset({Selector("unix:uid", "7"), Selector("unix:gid", "r9")})
+        )
+        recognition = Recognition(recogniser, caller())
+        following = asyncio.create_task(recognition.follow())
+        entitlement = await recognition.entitlement()
+
+        async def then(*matches: dict[str, str]) -> list[str]:
+            recogniser.replace_rules(rules(*matches, matching=Matching.ALL))
+            await asyncio.sleep(recogniser.timing.recheck / 10)
+            if entitlement.ended is not None:
+                return []
+            return [str(each.spiffe_id)[-2:] for each in entitlement.current.identities]
+
+        first = {"unix:uid": "7"}
+        assert await then(first, template) == ["r0", "r9"]
+        late = WorkloadError("late", reason="executable_late")
+        attestor.facts = Facts(unknown={"unix:": late})
+        assert await then(first, template) == ["r0", "r9"], "an outage takes nothing away"
+        assert await then(first) == ["r0"]
+        assert await then({"unix:uid": "7", "spiffe_id": "spiffe://example.org/r7"}) == []
         following.cancel()
         recogniser.close()
 

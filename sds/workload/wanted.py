@@ -1,0 +1,95 @@
+"""The identities that callers of the node-wide socket may have, and for how long they are kept.
+
+Owns :class:`WantedIdentities`. Invariant: rotation keeps an identity exactly while a caller may
+have it, and a little longer: it rests then, for an Envoy that restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Protocol
+
+from sds.faults import guarded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sds.identity import Identity
+
+
+class IdentityKeeper(Protocol):
+    """Rotation, as recognition uses it."""
+
+    def ensure(self, identity: Identity) -> None:
+        """Get and renew a certificate for this identity until it is released."""
+        ...
+
+    def release(self, identity: Identity) -> None:
+        """Give up an identity that rests, because no caller comes any more."""
+        ...
+
+    def rest(self, identity: Identity, *, resting: bool) -> None:
+        """Keep a certificate without renewing it, as no caller may have it; or renew it again."""
+        ...
+
+    async def until_ready(self, identity: Identity) -> None:
+        """Return as soon as a certificate of this identity can be served."""
+        ...
+
+
+class WantedIdentities:
+    """Counts the callers of each identity.
+
+    Args:
+        keeper: keeps certificates.
+        linger: how long an identity is kept after its last caller left, in seconds.
+    """
+
+    def __init__(self, keeper: IdentityKeeper, *, linger: float) -> None:
+        self._keeper = keeper
+        self._linger = linger
+        self._callers: Counter[Identity] = Counter()
+        self._lingering: dict[Identity, asyncio.TimerHandle] = {}
+        self._on_want: Callable[[Identity], None] = lambda _: None
+
+    def when_wanted(self, call: Callable[[Identity], None]) -> None:
+        """Call a function for each caller that is given an identity."""
+        self._on_want = call
+
+    def want(self, identity: Identity) -> None:
+        """Note that one more caller may have this identity."""
+        self._on_want(identity)
+        self._callers[identity] += 1
+        if (timer := self._lingering.pop(identity, None)) is not None:
+            timer.cancel()
+            self._keeper.rest(identity, resting=False)
+        elif self._callers[identity] == 1:
+            self._keeper.ensure(identity)
+
+    def unwant(self, identity: Identity) -> None:
+        """Note that one caller fewer may have this identity."""
+        self._callers[identity] -= 1
+        if self._callers[identity] == 0:
+            del self._callers[identity]
+            # It is kept for an Envoy that restarts, but not renewed, because its pod may be gone.
+            self._keeper.rest(identity, resting=True)
+            loop = asyncio.get_running_loop()
+            self._lingering[identity] = loop.call_later(
+                self._linger, guarded("release of an identity", self._release_now), identity
+            )
+
+    async def until_ready(self, identities: Iterable[Identity]) -> None:
+        """Return as soon as certificates of all these identities can be served."""
+        for identity in identities:
+            await self._keeper.until_ready(identity)
+
+    def close(self) -> None:
+        """Release identities that are kept a little longer."""
+        for identity, timer in list(self._lingering.items()):
+            timer.cancel()
+            self._release_now(identity)
+
+    def _release_now(self, identity: Identity) -> None:
+        self._lingering.pop(identity, None)
+        self._keeper.release(identity)
