@@ -300,3 +300,34 @@ async def test_a_certificate_that_was_damaged_on_its_way_is_not_kept(
         kds.content = kds.chain = None
         await clock.sleep(20)
         await holds(machine, source)
+
+
+class Hosted(Bare):
+    """A guest whose host gives these certificates."""
+
+    def __init__(self, machine: SimulatedMachine, *certificates: bytes) -> None:
+        super().__init__(machine)
+        self._certificates = certificates
+
+    async def attest(self, data: ReportData) -> Evidence:
+        return replace(await super().attest(data), certificates=self._certificates)
+
+
+async def test_a_damaged_certificate_gives_way_to_a_good_one(tmp_path: Path) -> None:
+    """In a host's table, and in a folder: it has the fields of the report, and nobody signed it."""
+    machine = simulated().machine()
+    leaf, ask, ark = machine.certificates
+    damaged = leaf[:-1] + bytes([leaf[-1] ^ 1])
+    verifier = SnpVerifier(trusted_roots=[machine.ark_der])
+    folder = DirectoryEndorsements(tmp_path)
+    for name, der in (("0", damaged), ("1", leaf), ("2", ask), ("3", ark)):
+        (tmp_path / f"{name}.der").write_bytes(der)
+    for inner in (Bare(machine), Hosted(machine, damaged, ask, ark)):
+        evidence = await EndorsedAttester(inner, [folder]).attest(DATA)
+        verifier.verify(evidence, data=DATA, now=NOW)
+    # What the host gave is kept if it holds, or if nothing here shows that it does not.
+    for given in ((leaf, ask, ark), (leaf,), (damaged,)):
+        evidence = await EndorsedAttester(Hosted(machine, *given), [folder]).attest(DATA)
+        assert evidence.certificates == given
+    evidence = await EndorsedAttester(Hosted(machine, damaged, ask, ark), []).attest(DATA)
+    assert evidence.certificates == (damaged, ask, ark)

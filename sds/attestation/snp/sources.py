@@ -21,7 +21,7 @@ from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.files import read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from sds.attestation.evidence import Attester, Evidence, ReportData
@@ -74,7 +74,7 @@ class EndorsedAttester:
         if evidence.kind is not EvidenceKind.SEV_SNP:
             return evidence
         report = Report.parse(evidence.report)
-        if evidence.certificates and fits_report(evidence.certificates[0], report):
+        if evidence.certificates and _is_good(evidence.certificates, report):
             return evidence
         failure: EvidenceError | None = None
         for source in self._sources:
@@ -122,7 +122,9 @@ class DirectoryEndorsements:
         leaves = [der for der in found if fits_report(der, report)]
         if not leaves and unreadable:
             raise EndorsementUnavailableError(unreadable)
-        return (leaves[0], *issuers_of(leaves[0], found)) if leaves else ()
+        # One that was damaged gives way to one that was not.
+        chains = [(leaf, *issuers_of(leaf, found)) for leaf in leaves]
+        return next((chain for chain in chains if _is_good(chain, report)), (*chains, ())[0])
 
 
 def vcek_target(product: Product, chip_id: bytes, tcb: Tcb) -> str:
@@ -150,6 +152,15 @@ def fits_report(der: bytes, report: Report) -> bool:
         and leaf.tcb == report.reported_tcb.raw
         and leaf.hardware_id in {None, report.chip_id}
     )
+
+
+def _is_good(certificates: Sequence[bytes], report: Report) -> bool:
+    """Say whether the first one belongs to a report, as far as those beside it show."""
+    leaf, *others = certificates
+    if not fits_report(leaf, report):
+        return False
+    above = issuers_of(leaf, others)
+    return not above or hold_together(leaf, above)
 
 
 def issuers_of(leaf: bytes, found: Iterable[bytes]) -> tuple[bytes, ...]:
