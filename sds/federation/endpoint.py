@@ -3,18 +3,20 @@
 Owns both profiles: ``https_web`` (the public web's trust, or a root of the operator's) and
 ``https_spiffe`` (an X.509-SVID of a configured SPIFFE ID, under a bundle that the agent has).
 Invariants: TLS is always verified, in one of these two ways; nothing is sent before the peer's
-SPIFFE ID is verified; redirects are not followed; an answer has a bounded size and a deadline.
+SPIFFE ID is verified; redirects are not followed; an answer has a deadline and a bounded size, with
+everything around the document: heads, whatever they announce, and the frames of chunks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import socket
 import ssl
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -40,6 +42,9 @@ TIMEOUT_SECONDS: Final = 10.0
 """The deadline of each step: to connect, and between two parts of the answer."""
 MOST_SECONDS: Final = 30.0
 """The deadline of the whole fetch."""
+_MOST_RECEIVED: Final = 2 * MAX_DOCUMENT_BYTES
+"""The most bytes of an answer. ``http.client`` reads heads of status 1xx and trailers without end,
+and the time that this takes is taken from the event loop."""
 _LATE: Final = f"no whole answer within {MOST_SECONDS:g} s"
 
 
@@ -67,8 +72,47 @@ class BundleServer:
             ) from error
 
 
+class _Received(io.RawIOBase):
+    """What a server sends, up to its largest size."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._left = _MOST_RECEIVED
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]  # what BufferedReader gives
+        """Read the next bytes.
+
+        Raises:
+            OSError: there were too many.
+        """
+        if self._left <= 0:
+            raise OSError(f"the answer has more than {_MOST_RECEIVED} bytes")
+        count: int | None = self._raw.readinto(buffer)
+        self._left -= count or 0
+        return count
+
+    def close(self) -> None:
+        """Close it."""
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer of bounded size."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        self.fp = io.BufferedReader(_Received(self.fp.detach()))
+
+
 class _Connection(http.client.HTTPSConnection):
     """An HTTPS connection that checks its peer before it sends a byte of the request."""
+
+    response_class = _Response
 
     def __init__(self, endpoint: BundleServer, context: ssl.SSLContext) -> None:
         parts = urlsplit(endpoint.url)
@@ -122,16 +166,21 @@ def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
         body = _read(response)
         if connection.is_late:
             raise TimeoutError(_LATE)
-    except ssl.SSLError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if connection.is_late:  # whatever the cut looked like
+            raise BundleError(
+                f"bundle endpoint {endpoint.url} cannot be reached: {_LATE}",
+                reason="bundle_unavailable",
+            ) from error
+        if not isinstance(error, ssl.SSLError):
+            raise BundleError(
+                f"bundle endpoint {endpoint.url} cannot be reached: {words_of(error)}",
+                reason="bundle_unavailable",
+            ) from error
         raise BundleError(
             f"bundle endpoint {endpoint.url}: TLS cannot be verified: {words_of(error)}",
             advice="check federation.bundles[].root, or with https_spiffe the bundle in file: the "
             "endpoint is verified under it",
-            reason="bundle_unavailable",
-        ) from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise BundleError(
-            f"bundle endpoint {endpoint.url} cannot be reached: {words_of(error)}",
             reason="bundle_unavailable",
         ) from error
     finally:

@@ -500,7 +500,44 @@ async def test_an_endpoint_that_answers_byte_by_byte_is_left(
         async with server:
             url = f"https://localhost:{server.sockets[0].getsockname()[1]}/bundle"
             given = BundleServer(url=url, root=peer.folder / "root.pem")
-            with pytest.raises(BundleError, match="localhost"):
+            with pytest.raises(BundleError, match="no whole answer within"):
+                await asyncio.to_thread(endpoint.fetch, given, roots=())
+            await left.wait()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "again"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"a: b\r\n"),
+    ],
+)
+async def test_an_endpoint_that_sends_without_end_is_left(
+    peer: Peer, beginning: bytes, again: bytes
+) -> None:
+    """What is read costs time of all, also where it is no part of the document."""
+    left = asyncio.Event()
+
+    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.write(beginning)
+            while True:
+                writer.write(again * 1_000)
+                await writer.drain()
+        except OSError:
+            left.set()
+        finally:
+            writer.close()
+
+    async with peer.serving([x509.DNSName("localhost")]):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(peer.folder / "peer.pem")
+        server = await asyncio.start_server(flood, "127.0.0.1", 0, ssl=context)
+        async with server:
+            url = f"https://localhost:{server.sockets[0].getsockname()[1]}/bundle"
+            given = BundleServer(url=url, root=peer.folder / "root.pem")
+            with pytest.raises(BundleError, match="the answer has more than"):
                 await asyncio.to_thread(endpoint.fetch, given, roots=())
             await left.wait()
 
