@@ -18,7 +18,7 @@ from sds import threads
 from sds.errors import ConfigurationError
 from sds.files import is_folder
 from sds.policy.envelope import MAX_SIGNED_BYTES
-from sds.policy.settings import read_signed
+from sds.policy.files import read_signed
 from sds.policy.succession import OfferOutcome
 from sds.settings.watching import watch_folder
 from sds.supervision import supervised

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, model_validator
 
-from sds.errors import ConfigurationError, PolicyError
+from sds.errors import ConfigurationError
 from sds.files import is_folder
-from sds.settings import yamlfile
 from sds.settings.fields import PathField  # noqa: TC001  pydantic reads it at run time
 from sds.settings.paths import parse_path
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from sds.policy.threshold import TrustedKeys
 
 _PEM = "-----BEGIN"
-_SHOWN = 256
 
 
 def _key_place(text: str) -> str:
@@ -115,54 +113,3 @@ def _key(text: str, number: int) -> VerificationKey:
     if text.lstrip().startswith(_PEM):
         return verification_key(text, name=f"key-{number}")
     return read_verification_key(Path(text))
-
-
-def read_signed(place: Path, *, max_bytes: int) -> bytes:
-    """Read everything that a file or a directory offers, one after the other.
-
-    A file of a directory that is no signed policy comes last, so that it takes nothing from others.
-
-    Raises:
-        ConfigurationError: it cannot be read, or is too large.
-    """
-    try:
-        if not is_folder(place):
-            return yamlfile.read(place, max_bytes=max_bytes)
-        files = sorted(
-            file
-            for file in place.iterdir()
-            if file.suffix == ".json" and not file.name.startswith(".")
-        )
-    except OSError as error:
-        raise ConfigurationError(f"{place} cannot be read: {error.strerror}") from error
-    if not files:
-        raise ConfigurationError(f"the directory {place} has no *.json file")
-    whole: list[bytes] = []
-    broken: list[bytes] = []
-    left = 2 * max_bytes
-    for file in files:
-        content = yamlfile.read(file, max_bytes=max_bytes)
-        if _is_whole(content):
-            whole.append(content)
-        else:
-            broken.append(content[:_SHOWN])  # enough to be refused
-        left -= len(content)
-        if left < 0:
-            raise ConfigurationError(
-                f"the *.json files of {place} have more than {2 * max_bytes} bytes",
-                advice="keep only the policy in force, the newest one and changes of signers there",
-            )
-    return b"\n".join([*whole, *broken])
-
-
-def _is_whole(content: bytes) -> bool:
-    """Say whether a file has the form of signed policies, from its first byte to its last."""
-    from sds.policy.envelope import parse_envelope  # noqa: PLC0415  as above
-    from sds.policy.succession import split  # noqa: PLC0415  as above
-
-    try:
-        for part in split(content):
-            parse_envelope(part)
-    except PolicyError:
-        return False
-    return True

@@ -19,8 +19,8 @@ from sds.ca.token_keys import key_reader
 from sds.errors import ConfigurationError, SdsError
 from sds.federation.refresh import parse_bundle_file
 from sds.files import read_file, replace_file
+from sds.policy.files import read_signed
 from sds.policy.keys import read_verification_key
-from sds.policy.settings import read_signed
 from sds.serving.generic import read_memory_file
 from sds.settings import yamlfile
 from sds.settings.checking import ConfigurationChecks
