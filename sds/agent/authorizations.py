@@ -36,7 +36,7 @@ class PolicyAuthorizations:
     def authorization(self, identity: SpiffeId, *, now: datetime) -> Authorization:
         """Return which requests others may send to the identity now."""
         policy = self._holder.current
-        if policy is None or not policy.not_before <= now < policy.not_after:
+        if policy is None or now >= policy.not_after:
             return Authorization(identity=identity)
         if policy is not self._policy:
             self._policy = policy
@@ -45,5 +45,7 @@ class PolicyAuthorizations:
         if known is None:
             if len(self._known) >= _MAX_REMEMBERED:
                 self._known.clear()
-            known = self._known[identity] = authorization_of(policy, identity, now=now)
+            # It came into force at its time, and stays so if the clock is set back after that.
+            moment = max(now, policy.not_before)
+            known = self._known[identity] = authorization_of(policy, identity, now=moment)
         return known

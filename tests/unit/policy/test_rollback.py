@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sds.agent.authorizations import PolicyAuthorizations
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.errors import PolicyNotInForceError
+from sds.identity import SpiffeId
 from sds.policy import trust
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
@@ -130,6 +132,36 @@ async def test_a_clock_that_was_ahead_ends_no_policy_for_good(clock: FakeClock) 
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+def test_a_clock_that_is_set_back_a_little_denies_nothing_that_policy_allows(
+    clock: FakeClock,
+) -> None:
+    """Every party takes a policy of tomorrow at the same moment, and some clocks are corrected."""
+    begins = clock.wall + timedelta(days=1)
+    every = "spiffe://example.org/**"
+    rules = document(
+        3,
+        not_before=begins.isoformat(),
+        not_after=(begins + LIFE).isoformat(),
+        allow=[{"from": every, "to": every}],
+    )
+    holder = PolicyHolder(
+        PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE)), clock=clock
+    )
+    identity = SpiffeId.parse("spiffe://example.org/db")
+    filters = PolicyAuthorizations(holder)
+    assert holder.take(sign(rules, ALICE), origin="file").taken is None
+    assert not filters.authorization(identity, now=clock.wall).enforced
+    clock.step(86400)
+    assert holder.take(sign(rules, ALICE), origin="file").taken is not None
+    for step in (0, -3, 3):
+        clock.step(step)
+        assert holder.current is not None
+        found = filters.authorization(identity, now=clock.wall)
+        assert (found.epoch, len(found.enforced)) == (3, 1), step
+    clock.step(LIFE.total_seconds())
+    assert not filters.authorization(identity, now=clock.wall).enforced
 
 
 async def test_what_was_refused_as_expired_is_offered_again_once_the_clock_is_right(
