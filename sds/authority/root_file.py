@@ -61,7 +61,7 @@ class RootFile:
     async def current(self) -> bytes:
         """Return the file's content now, or the last content that could be used, in PEM."""
         reading = self._reading
-        if reading is None:
+        if reading is None or _is_left(reading):
             reading = self._reading = asyncio.ensure_future(
                 threads.alone("authority-root", read_roots, self._path)
             )
@@ -95,3 +95,12 @@ class RootFile:
                 error,
                 extra={"reason": error.reason},
             )
+
+
+def _is_left(reading: asyncio.Future[bytes]) -> bool:
+    """Say whether a reading is over and nobody waited for it: it may have been long ago."""
+    if not reading.done():
+        return False
+    if not reading.cancelled():
+        reading.exception()  # else it counts as an error that nobody looked at
+    return True

@@ -227,6 +227,36 @@ async def test_a_root_file_that_does_not_answer_takes_one_thread(
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("found", ["other roots", "nothing"])
+async def test_a_reading_for_which_nobody_waited_counts_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    """Who asked was cancelled; the file was replaced before somebody asked again."""
+    path, file = root_file_in(tmp_path)
+    answers, asked, read = threading.Event(), asyncio.Event(), root_file.read_roots
+    loop = asyncio.get_running_loop()
+
+    def slow(path: Path) -> bytes:
+        loop.call_soon_threadsafe(asked.set)
+        assert answers.wait(10)
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(root_file, "read_roots", slow)
+        asking = asyncio.create_task(file.current())
+        await asked.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        path.write_bytes(tls().certificate_pem if found == "other roots" else b"")
+        answers.set()
+        assert file._reading is not None
+        await asyncio.wait((file._reading,), timeout=10)
+    newest = tls().certificate_pem
+    path.write_bytes(newest)
+    assert await file.current() == newest
+
+
 @pytest.mark.parametrize("content", [b"", b"PEM", b"-----BEGIN CERTIFICATE-----\nMIIB\n"])
 def test_a_root_file_that_cannot_be_used_ends_the_start(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "root.pem"
