@@ -8,6 +8,7 @@ holds up callers from new containers, and nothing else: what takes an identity a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -70,18 +71,31 @@ class Storing:
             self._given_up = True
 
     async def run(self) -> None:
-        """Store news until cancelled."""
+        """Store news until cancelled, and then what is left.
+
+        A pod that the next agent does not find in the file would lose its identity for good.
+        """
         if self._stored < self._noted:  # this task ended in between and starts again
             self._news.set()
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            noted, fresh = self._noted, frozenset(self._fresh)
-            await self._seen.write()
-            self._stored = noted
-            self._fresh -= fresh
-            written, self._written = self._written, asyncio.Event()
-            written.set()
-            if self._given_up:
-                self._given_up = False
-                self._late()
+        try:
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                await self._store()
+        finally:
+            if self._stored < self._noted:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_MOMENT_SECONDS):
+                        await self._store()
+
+    async def _store(self) -> None:
+        """Write everything that was noted so far."""
+        noted, fresh = self._noted, frozenset(self._fresh)
+        await self._seen.write()
+        self._stored = noted
+        self._fresh -= fresh
+        written, self._written = self._written, asyncio.Event()
+        written.set()
+        if self._given_up:
+            self._given_up = False
+            self._late()
