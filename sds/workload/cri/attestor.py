@@ -13,12 +13,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sds import threads
 from sds.errors import CgroupError, PeerGoneError, WorkloadError, without_frames
 from sds.listeners import Listeners
 from sds.supervision import supervised
-from sds.workload.cri.canonical import canonical
-from sds.workload.cri.nearest import compared
+from sds.workload.cri.explanations import Explanations
 from sds.workload.cri.pods import unlisted
 from sds.workload.cri.storing import Storing
 from sds.workload.entitlement import Selector
@@ -86,7 +84,7 @@ class CriAttestor:
         self._refused: dict[str, WorkloadError] = {}
         self._unlisted: dict[str, WorkloadError] = {}
         self._looking = asyncio.Lock()
-        self._explaining = asyncio.Lock()  # the runtime answers one caller's question at a time
+        self._explanations = Explanations(runtime, clock=clock)
         self._looked_at = float("-inf")
         self._changed = False
         """Whether a look saw something new that is not yet announced."""
@@ -137,23 +135,15 @@ class CriAttestor:
         identifier = None if group is None else group.container_id
         if identifier is None:
             return ()
-        async with self._explaining:
-            pods = self._seen.pods.items()
-            sandbox_id = next((key for key, pod in pods if identifier in pod.containers), None)
-            if sandbox_id is None:
-                return ()
-            pod = self._seen.pods[sandbox_id]
-            self._expect_same_namespaces(peer, identifier)
-            said = await self._runtime.container(identifier)
-            known, around = pod.containers[identifier], self._seen.around(sandbox_id, pod)
-            like = self._like(pod)
-
-            def explain() -> tuple[str, ...]:
-                image = known.image
-                found = canonical(known.name, image, said.spec, around, container_id=identifier)
-                return compared(found.lines, like)
-
-            return await threads.CONTAINERS.run(explain)
+        pods = self._seen.pods.items()
+        sandbox_id = next((key for key, pod in pods if identifier in pod.containers), None)
+        if sandbox_id is None:
+            return ()
+        pod = self._seen.pods[sandbox_id]
+        self._expect_same_namespaces(peer, identifier)
+        around = self._seen.around(sandbox_id, pod)
+        known, like = pod.containers[identifier], self._like(pod)
+        return await self._explanations.of(identifier, known, around, like)
 
     def notices(self) -> tuple[str, ...]:
         """Return outages of the runtime, and containers that it describes in an unknown way."""
