@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.tdx.chain import PCK_CHAIN, link_chain
 from sds.attestation.tdx.verifier import TdxVerifier
+from sds.pki import certificate_pem
 from tests.support.intel import FMSPC, NOW, PLATFORM_INSTANCE_ID, PPID, Intel, damaged, key, level
+from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -483,3 +487,16 @@ def test_the_td_and_the_root(intel: Intel, tmp_path: Path) -> None:
     )
     assert verdict.error is not None
     assert verdict.error.reason == "chain_untrusted"
+
+
+def test_a_serial_number_that_is_not_positive_is_malformed(intel: Intel) -> None:
+    """Our library warns of it today, and here warnings are errors (RFC 5280, section 4.1.2.2)."""
+    der = intel.pck.public_bytes(Encoding.DER)
+    number = intel.pck.serial_number
+    serial = number.to_bytes(number.bit_length() // 8 + 1, "big")
+    assert der.count(serial) == 1
+    odd = der.replace(serial, bytes([serial[0] | 0x80]) + serial[1:])
+    above = (one.public_bytes(Encoding.DER) for one in (intel.ca, intel.root))
+    chain = certificate_pem([odd, *above])
+    with refused("certificate_malformed"):
+        link_chain(chain, names=PCK_CHAIN, trusted=[], what="the chain")

@@ -29,6 +29,7 @@ from sds.attestation.revocation import (
     require_not_revoked,
 )
 from sds.errors import EvidenceError, EvidenceMalformedError
+from sds.outside import reading
 from sds.pki.der import elements
 
 if TYPE_CHECKING:
@@ -96,9 +97,10 @@ def link_chain(
     # 1.
     try:
         ders = der_certificates(pem, what=what)
-        chain = tuple(map(x509.load_der_x509_certificate, ders[: len(names) + 1]))
-        found = tuple(common_name(certificate) for certificate in chain)
-    except (EvidenceMalformedError, *UNREADABLE) as error:
+        with reading(what, EvidenceError, reason="certificate_malformed"):
+            chain = tuple(map(x509.load_der_x509_certificate, ders[: len(names) + 1]))
+            found = tuple(common_name(certificate) for certificate in chain)
+    except EvidenceMalformedError as error:
         raise EvidenceError(f"{what}: {error}", reason="certificate_malformed") from error
     # 2.
     if len(chain) != len(names) or any(
@@ -263,13 +265,9 @@ def root_digest(der: bytes) -> bytes:
     Raises:
         EvidenceError: ``certificate_malformed``: it is not a certificate.
     """
-    try:
+    with reading("a trusted root cannot be read", EvidenceError, reason="certificate_malformed"):
         certificate = x509.load_der_x509_certificate(der)
         key = certificate.public_key()
-    except UNREADABLE as error:
-        raise EvidenceError(
-            f"a trusted root cannot be read: {error}", reason="certificate_malformed"
-        ) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise EvidenceError(
             "a trusted root of TDX has no key on an elliptic curve", reason="certificate_malformed"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from cryptography import x509
-
 from sds.attestation.kind import KindOfEvidence
 from sds.attestation.pem import UNREADABLE, der_certificates
 from sds.attestation.snp.kind import is_amd_root
@@ -15,7 +13,8 @@ from sds.attestation.tdx.claims import claims_of_quote
 from sds.attestation.tdx.pck import Pck, read_pck
 from sds.attestation.tdx.quote import TEE_TYPE_TDX, parse_quote
 from sds.attestation.tdx.verifier import TdxVerifier
-from sds.errors import EvidenceError
+from sds.errors import CertificateError, EvidenceError
+from sds.pki.chain import load_certificate
 
 if TYPE_CHECKING:
     from sds.attestation.kind import Demands
@@ -39,9 +38,9 @@ def _describe(raw: bytes) -> dict[str, str]:
     quote = parse_quote(raw)
     pck: Pck | None = None
     # Name the platform, as far as the quote's first certificate can be read.
-    with contextlib.suppress(EvidenceError, *UNREADABLE):
+    with contextlib.suppress(EvidenceError, CertificateError, *UNREADABLE):
         leaf, *_ = der_certificates(quote.pck_chain, what="the PCK chain")
-        pck = read_pck(x509.load_der_x509_certificate(leaf))
+        pck = read_pck(load_certificate(leaf))
     return claims_of_quote(quote, pck, {})
 
 
