@@ -5,7 +5,7 @@ these, at most half are strangers' (nothing was proven on that connection), and 
 the room; if there are more, some strangers end at once (:mod:`sds.ca.strangers`); a connection on
 which evidence was accepted is never ended for room; it is known by itself and not by its address,
 which many agents may share; it has its own turns and budget, and all strangers together share one
-set of these.
+set of these, from which no address can keep the others out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from sds.ca.listening import peer_name
 from sds.ca.strangers import Stage, Strangers, strangers_room
 from sds.ca.unproven import owner_of
+from sds.ca.visits import Visits
 from sds.transport.budget import Budgets
 from sds.transport.connected_socket import ended_sending
 from sds.transport.events import ConnectionLimits
@@ -110,6 +111,8 @@ class Connections:
             budgets=authority_budgets(limits, most),
             endpoints=self.endpoints,
         )
+        # With those of the exchange, fewer streams than all strangers together may have.
+        self.server.gate = self._visits = Visits(2 * limits.unproven)
 
     @property
     def strangers(self) -> int:
@@ -162,6 +165,7 @@ class Connections:
             return  # it is proven already, or over
         caller.proven = True
         self.proven += 1
+        self._visits.spare(caller)
         if caller.served is not None:
             caller.served.recognise()
         self._make_room()

@@ -10,6 +10,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from h2.settings import SettingCodes
 
 from sds.ca import connections
 from sds.ca.server import ExchangeLimits
@@ -172,6 +173,58 @@ async def test_a_watch_keeps_nothing_of_what_else_is_sent() -> None:
         (served,) = authority.connections.server._connections
         await until(lambda: served._streams == 20)
         assert served.owner.held < 20 * 8 * 1024 + 64 * 1024
+
+
+@pytest.mark.parametrize("path", ["/grpc.health.v1.Health/Check", HEALTH, "/no/such"])
+@pytest.mark.parametrize("message", ["none", "whole, and the answer is not read"])
+async def test_calls_of_a_stranger_keep_no_agent_out(path: str, message: str) -> None:
+    """All strangers share one budget of streams; these calls would take all of it, for ever."""
+    world = World()
+    async with (
+        world.running(limits=ExchangeLimits(unproven=8)) as authority,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        account = authority.connections.server.budgets.strangers
+        for _ in range(account.share.streams // 250 + 1):
+            raw = await stack.enter_async_context(raw_connection(authority.port))
+            await raw.receive()
+            raw.http.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+            for _ in range(250):
+                stream = raw.call(path)
+                if message != "none":
+                    raw.http.send_data(stream, bytes(5))
+            raw.flush()
+        for _ in range(3):
+            await still_serves(world, authority)
+        await until(lambda: account.streams <= 16 + 8)
+        assert len(authority.connections._visits) <= 16
+    assert len(authority.connections._visits) == 0
+    assert not authority.connections._visits._of
+
+
+async def test_an_agents_other_calls_stay_once_it_has_proven_itself() -> None:
+    """gRPC's client-side health checking watches on the agent's own connection."""
+    world = World()
+    async with (
+        world.running(limits=ExchangeLimits(unproven=2)) as authority,
+        raw_connection(authority.port) as agent,
+    ):
+        await agent.receive()
+        watch = agent.call(HEALTH)
+        agent.http.send_data(watch, bytes(5))
+        agent.flush()
+        await until(lambda: len(authority.connections._visits) == 1)
+        (served,) = authority.connections.server._connections
+        authority.connections.prove(served.caller)  # type: ignore[arg-type]
+        assert len(authority.connections._visits) == 0
+        async with raw_connection(authority.port) as stranger:
+            await stranger.receive()
+            for _ in range(50):
+                stranger.call(HEALTH)
+            await until(lambda: len(authority.connections._visits) == 4)
+        agent.call(HEALTH)
+        await until(lambda: served._streams == 2)
+        await until(lambda: len(authority.connections._visits) == 0)
 
 
 async def test_a_large_request_of_another_method_is_refused() -> None:
