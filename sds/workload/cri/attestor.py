@@ -17,7 +17,7 @@ from sds.errors import CgroupError, PeerGoneError, WorkloadError, without_frames
 from sds.listeners import Listeners
 from sds.supervision import supervised
 from sds.workload.cri.explanations import Explanations
-from sds.workload.cri.pods import unlisted
+from sds.workload.cri.lists import PodLists
 from sds.workload.cri.storing import Storing
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
@@ -40,8 +40,6 @@ _FIRST_GAP_SECONDS: Final = 0.1
 _LATE_SECONDS: Final = 30.0
 """How long what gave no answer in time is not asked about: each question holds up a look."""
 _SHOWN: Final = 3
-_COMPARED: Final = 16
-_SHOWN_TEXT: Final = 500
 _NAMESPACES: Final = ("mnt", "pid")
 
 
@@ -73,16 +71,12 @@ class CriAttestor:
         """
         self._runtime = runtime
         self._seen = seen
-        self._settings = settings
-        self._listed = listed
-        self._indexed: tuple[PodContents, ...] | None = None
-        self._by_sandbox: dict[str, list[PodContents]] = {}
+        self._lists = PodLists(settings.pods, listed)
         self._roots = roots
         self._clock = clock
         self._error: WorkloadError | None = None
         self._first_processes: dict[str, int] = {}
         self._refused: dict[str, WorkloadError] = {}
-        self._unlisted: dict[str, WorkloadError] = {}
         self._looking = asyncio.Lock()
         self._explanations = Explanations(runtime, clock=clock)
         self._looked_at = float("-inf")
@@ -142,16 +136,14 @@ class CriAttestor:
         pod = self._seen.pods[sandbox_id]
         self._expect_same_namespaces(peer, identifier)
         around = self._seen.around(sandbox_id, pod)
-        known, like = pod.containers[identifier], self._like(pod)
+        known, like = pod.containers[identifier], self._lists.like(pod)
         return await self._explanations.of(identifier, known, around, like)
 
     def notices(self) -> tuple[str, ...]:
         """Return outages of the runtime, and containers that it describes in an unknown way."""
         found = [] if self._error is None else [f"containers are not followed: {self._error}"]
         found += [str(error) for error in list(self._refused.values())[:_SHOWN]]
-        for uid, error in list(self._unlisted.items())[:_SHOWN]:
-            found.append(f"pod {uid} is not what a list says: {error}")
-        return tuple(found)
+        return (*found, *self._lists.notices())
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Announce every new container."""
@@ -177,43 +169,10 @@ class CriAttestor:
             Selector("cri:container-digest", container.digest),
             Selector("cri:image-config", container.image),
         }
-        like = self._like(pod)
-        held = [each for each in like if pod.holds(each)]
-        found |= {Selector("cri:pod-digest", each.digest) for each in held}
-        hints = self._tell_unlisted(pod, () if held else like)
+        verdict = self._lists.judge(pod)
+        found |= {Selector("cri:pod-digest", each) for each in verdict.digests}
         title = f"{container.name} of pod {pod.uid}"
-        return Facts(selectors=frozenset(found), title=title, hints=hints)
-
-    def _tell_unlisted(self, pod: SeenPod, pods: tuple[PodContents, ...]) -> tuple[str, ...]:
-        """Say what of a caller's pod no list has: once in the log, to people whenever they ask.
-
-        Args:
-            pod: the caller's.
-            pods: the lists that it may match; none if one has it, or if there are no lists.
-        """
-        if not pods:
-            self._unlisted.pop(pod.uid, None)
-            return ()
-        why = unlisted(pod, pods)
-        before = self._unlisted.get(pod.uid)
-        self._unlisted[pod.uid] = why
-        if before is None or before.message != why.message:
-            _LOG.warning("a pod is not what a list says", extra={"caller": pod.uid, "why": why})
-        return (f"the pod is not what a list says: {why.message[:_SHOWN_TEXT]}",)
-
-    def _like(self, pod: SeenPod) -> tuple[PodContents, ...]:
-        """Return the lists that this pod may match; a rule names a list by its digest.
-
-        A policy may list very many pods, so this is a look-up. If no list has the pod's sandbox, it
-        returns some of the lists, so that people see what differs.
-        """
-        listed = self._listed()
-        if listed is not self._indexed:
-            self._indexed, self._by_sandbox = listed, {}
-            for each in (*self._settings.pods, *listed):
-                self._by_sandbox.setdefault(each.sandbox, []).append(each)
-        found = self._by_sandbox.get(pod.digest)
-        return tuple(found or (*self._settings.pods, *listed[:_COMPARED]))
+        return Facts(selectors=frozenset(found), title=title, hints=verdict.hints)
 
     async def _pod_of(self, identifier: str) -> SeenPod:
         """Find the pod with this container; wait if it was just created or is only remembered.
@@ -361,9 +320,7 @@ class CriAttestor:
                 self._refuse(each.id, error, sandbox=each.sandbox_id)
         self._seen.keep_only(sandboxes)
         self._tell_unclear()
-        there = {pod.uid for pod in self._seen.pods.values()}
-        for gone in set(self._unlisted) - there:
-            del self._unlisted[gone]
+        self._lists.keep_only({pod.uid for pod in self._seen.pods.values()})
         containers = {each.id for each in listed}
         self._storing.keep_only(containers)
         for table in (self._first_processes, self._refused, self._late):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from sds.workload.cri.lists import PodVerdict
     from sds.workload.cri.runtime import DescribedContainer, Listed
     from sds.workload.cri.settings import CriSettings, PodContents
 
@@ -69,6 +70,7 @@ class SeenPod:
         missed: why something may have been missed, or the empty string.
         unclear: what of it the runtime could not describe at the last look, or the empty string.
         containers: the containers, by ID.
+        verdict: the lists that have it, if it was compared with them.
     """
 
     uid: str
@@ -78,10 +80,17 @@ class SeenPod:
     missed: str = ""
     unclear: str = ""
     containers: dict[str, SeenContainer] = field(default_factory=dict)
+    verdict: PodVerdict | None = field(default=None, compare=False, repr=False)
 
     def holds(self, contents: PodContents) -> bool:
         """Say whether the pod is what ``contents`` lists, and nothing was missed or is unclear."""
-        return not (self.missed or self.unclear or self.differs(contents))
+        return not (
+            self.missed
+            or self.unclear
+            or self.digest != contents.sandbox
+            or any(one.digest not in contents.containers for one in self.containers.values())
+            or self.differs(contents)  # the costly part, if it is needed at all
+        )
 
     def differs(self, contents: PodContents) -> tuple[str, ...]:
         """Return what of the pod is not listed, in words."""
