@@ -8,6 +8,7 @@ their own machine; no agent and no authority ever needs that file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -151,20 +152,24 @@ def keygen(directory: Path, name: str, kind: str) -> None:
         directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"{directory} cannot be made: {error.strerror}") from error
-    for path, content, mode in (
-        (directory / f"{name}.key", pem, _PRIVATE_MODE),
-        (directory / f"{name}.pub", public, _PUBLIC_MODE),
-    ):
-        _create(path, content, mode)
+    with contextlib.ExitStack() as halves:
+        for path, content, mode in (
+            (directory / f"{name}.key", pem, _PRIVATE_MODE),
+            (directory / f"{name}.pub", public, _PUBLIC_MODE),
+        ):
+            _create(path, content, mode, halves)
+        halves.pop_all()
     key = read_verification_key(directory / f"{name}.pub")
     click.echo(f"private key  {directory / f'{name}.key'}  (0600: anyone who reads it can sign)")
     click.echo(f"public key   {directory / f'{name}.pub'}")
     click.echo(f"key id       {key.key_id}")
 
 
-def _create(path: Path, content: bytes, mode: int) -> None:
+def _create(path: Path, content: bytes, mode: int, halves: contextlib.ExitStack) -> None:
+    """Create a file, which ``halves`` removes: half a key, or half a pair, is of no use."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+        halves.callback(path.unlink, missing_ok=True)
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
             file.write(content)

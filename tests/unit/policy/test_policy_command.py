@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shlex
 import stat
 import sys
@@ -35,6 +36,21 @@ def good(*arguments: object) -> str:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def test_keygen_leaves_no_half_of_a_pair(tmp_path: Path) -> None:
+    """A full disk, or a public half that is there: another attempt would find a key already."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        full = run("keygen", "--out", tmp_path, "--name", "alice")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be written" in full.output
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "alice.pub").write_text("another's")
+    assert "exists already" in run("keygen", "--out", tmp_path, "--name", "alice").output
+    assert [one.name for one in tmp_path.iterdir()] == ["alice.pub"]
 
 
 @pytest.fixture
