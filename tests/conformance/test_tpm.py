@@ -33,7 +33,13 @@ from sds.attestation.section import AttestationSection, VerificationSection
 from sds.attestation.tpm import commands, endorsement
 from sds.attestation.tpm.attester import TpmAttester
 from sds.attestation.tpm.challenge import WINDOW_SECONDS, credential_for, proves
-from sds.attestation.tpm.endorsement import endorsement_key, key_digest, verify_endorsement
+from sds.attestation.tpm.endorsement import (
+    endorsement_key,
+    issuers_above,
+    key_digest,
+    verify_endorsement,
+)
+from sds.attestation.tpm.issuers import IssuerFolder
 from sds.attestation.tpm.keys import parse_public
 from sds.attestation.tpm.parcel import Piece, pack, parts_of, unpack
 from sds.attestation.tpm.register import PcrRegister
@@ -275,6 +281,25 @@ async def _claims(attester: TpmAttester) -> Claims:
     found = verifier().examine(evidence, data=DATA, now=NOW).claims
     assert found is not None
     return found
+
+
+async def test_of_a_manufacturers_whole_hierarchy_only_what_is_above_the_key_is_sent(
+    place: Path, maker: Maker, tmp_path: Path
+) -> None:
+    """An authority takes 16 certificates with evidence, and manufacturers have dozens."""
+    ours = made_quotes.key().private
+    others = [maker.certificate(f"CA {n}", ours.public_key(), ca=True) for n in range(40)]
+    (tmp_path / "all.pem").write_bytes(certificate_pem([*others, maker.root]))
+    folder = IssuerFolder(tmp_path)
+    folder.require()
+    evidence = await TpmAttester(place, PatientClock(), issuers=folder).attest(DATA)
+    assert evidence.certificates[1:] == (maker.root,)
+    assert reason(evidence, ek_roots=[pem(maker.root)]) == "credential_needed"
+    # Further issuers are found by name, one above the other, each once.
+    leaf = maker.certificate("", ours.public_key(), use=EK_USE, by=("CA 7", ours))
+    twice = maker.certificate("CA 7", ours.public_key(), ca=True, by=("CA 9", ours))
+    found = issuers_above(leaf, [*others, twice, maker.root, twice])
+    assert found == (others[7], twice, others[9], maker.root)
 
 
 def test_only_certificates_for_endorsement_keys_count(maker: Maker) -> None:

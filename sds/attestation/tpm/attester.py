@@ -16,6 +16,7 @@ from sds.attestation.tpm import commands
 from sds.attestation.tpm.attest import SHA256_BANK
 from sds.attestation.tpm.challenge import split_credential
 from sds.attestation.tpm.device import RESOURCE_MANAGER, open_tpm
+from sds.attestation.tpm.endorsement import issuers_above
 from sds.attestation.tpm.issuers import IssuerFolder
 from sds.attestation.tpm.parcel import Piece, pack, parts_of
 from sds.attestation.tpm.quote import qualifying_data
@@ -92,9 +93,13 @@ class TpmAttester:
         parts |= {**parts_of(quote), Piece.PUBLIC: key.public}
         if proof:
             parts[Piece.PROOF] = proof
-        issuers = self._folder.certificates() if certificate and self._folder is not None else ()
-        chain = (certificate, *issuers) if certificate else ()
+        chain = (certificate, *self._issuers(certificate)) if certificate else ()
         return Evidence(kind=EvidenceKind("tpm"), report=pack(parts), certificates=chain)
+
+    def _issuers(self, certificate: bytes) -> tuple[bytes, ...]:
+        """Return what the folder has above the endorsement certificate."""
+        known = self._folder.certificates() if self._folder is not None else []
+        return issuers_above(certificate, known) if known else ()
 
     def _activate(self, credential: bytes, secret: bytes) -> bytes:
         with open_tpm(self._device) as tpm:

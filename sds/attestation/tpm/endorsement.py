@@ -193,6 +193,24 @@ def _check_path(path: _Path, now: datetime) -> None:
                 )
 
 
+def issuers_above(leaf: bytes, known: Iterable[bytes]) -> tuple[bytes, ...]:
+    """Return those certificates that may be above a leaf, by name: evidence has room for few.
+
+    Args:
+        leaf: the endorsement certificate in DER.
+        known: issuers in DER, readable.
+
+    Raises:
+        EvidenceError: ``certificate_malformed``: one cannot be read.
+    """
+    left = {der: _read(der) for der in known}
+    names, found = {_read(leaf).issuer}, list[bytes]()
+    while above := [der for der, one in left.items() if one.subject in names]:
+        found += above
+        names |= {left.pop(der).issuer for der in above}
+    return tuple(found)
+
+
 def _read(der: bytes) -> x509.Certificate:
     try:
         return load_certificate(der, "endorsement certificate")
