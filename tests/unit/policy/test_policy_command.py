@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import shlex
 import stat
 import sys
@@ -38,15 +37,15 @@ def good(*arguments: object) -> str:
     return result.stdout
 
 
-def test_keygen_leaves_no_half_of_a_pair(tmp_path: Path) -> None:
+def test_keygen_leaves_no_half_of_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk, or a public half that is there: another attempt would find a key already."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
-    try:
-        full = run("keygen", "--out", tmp_path, "--name", "alice")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "cannot be written" in full.output
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fchmod", full)
+        assert "cannot be written" in run("keygen", "--out", tmp_path, "--name", "alice").output
     assert not list(tmp_path.iterdir())
     (tmp_path / "alice.pub").write_text("another's")
     assert "exists already" in run("keygen", "--out", tmp_path, "--name", "alice").output
