@@ -11,7 +11,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
 from sds.backoff import Backoff
 from sds.clock import sleep_boottime
@@ -24,7 +24,7 @@ from sds.problems import Problems
 from sds.threads import alone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
     from pathlib import Path
 
@@ -38,6 +38,8 @@ _LOGGER = logging.getLogger(__name__)
 DEFAULT_REFRESH: Final = timedelta(minutes=5)  # SPIFFE Federation, section 5.1.4
 FILE_REFRESH: Final = timedelta(seconds=5)
 _SOONEST: Final = timedelta(seconds=1)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,11 +233,11 @@ class Federation:
         """Fetch and parse in a thread of its own: a source that hangs holds up no other one."""
         given = source.roots
         if source.file is not None:
-            given = (await alone("federation", parse_bundle_file, source.file)).roots
+            given = (await _alone(parse_bundle_file, source.file)).roots
         if source.endpoint is None:
-            await alone("federation", _check_roots, source)
+            await _alone(_check_roots, source)
             return document.BundleDocument(roots=given)
-        return await alone("federation", _fetch, source.endpoint, self._anchors(source, given))
+        return await _alone(_fetch, source.endpoint, self._anchors(source, given))
 
     def _anchors(self, source: BundleSource, given: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Return the roots that verify an ``https_spiffe`` endpoint: the store's or ``given``."""
@@ -265,6 +267,20 @@ class Random(Protocol):
     def random(self) -> float:
         """Return a number of at least 0 and less than 1."""
         ...
+
+
+async def _alone(work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    """Do work in a thread of its own.
+
+    Raises:
+        BundleError: ``bundle_unavailable``: the system gives no thread now.
+    """
+    try:
+        return await alone("federation", work, *args, **kwargs)
+    except RuntimeError as error:
+        raise BundleError(
+            f"the bundle cannot be fetched now: {words_of(error)}", reason="bundle_unavailable"
+        ) from error
 
 
 def _fetch(given: endpoint.BundleServer, roots: tuple[bytes, ...]) -> BundleDocument:

@@ -32,6 +32,7 @@ from sds.identity import SpiffeId, TrustDomain
 from sds.pki import certificate_der, certificate_pem
 from sds.secrets.store import Change, SecretStore
 from tests.support.istio_ca import Issuer, _leaf
+from tests.support.no_threads import give_no_more_threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -260,6 +261,24 @@ async def test_a_file_is_followed(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         await observer.until(lambda: len(observer.failures) > count)
         assert len(roots(store)) == 1
         assert caplog.text.count("bundle not refreshed") == 2
+
+
+async def test_where_there_is_no_thread_a_source_waits_and_no_fault_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "theirs.json"
+    path.write_bytes(document.render([certificate_der(Issuer.make("a").certificate)]))
+    source = BundleSource(trust_domain=THEIRS, file=path, refresh=timedelta(seconds=1))
+    before = faults.counts()["federation source"]
+    with monkeypatch.context() as patched:
+        give_no_more_threads(patched)
+        async with federating(source) as (store, observer, _):
+            await observer.until(lambda: bool(observer.failures))
+            patched.undo()
+            assert observer.failures[0].reason == "bundle_unavailable"
+            assert "thread" in str(observer.failures[0])
+            await observer.until(lambda: len(roots(store)) == 1)
+    assert faults.counts()["federation source"] == before
 
 
 async def test_a_replica_that_lags_behind_brings_no_withdrawn_root_back(
