@@ -129,6 +129,7 @@ NOT_PARSERS: Final = {
     "sds.attestation.snp.sources:fits_report": "gives it to read_leaf",
     "sds.attestation.snp.sources:issuers_of": "gives it to Certificate.parse",
     "sds.attestation.snp.sources:hold_together": "gives it to Certificate.parse",
+    "sds.attestation.tpm.endorsement:issuers_above": "gives it to load_certificate",
     "sds.attestation.tpm.attester:TpmAttester.answer_challenge": "gives it to split_credential",
     "sds.attestation.tpm.register:PcrRegister.extend": "sends a digest of ours",
     "sds.attestation.snp.leaf:describe_components": "writes eight bytes for people",
