@@ -513,7 +513,7 @@ async def test_a_simulation_is_said_loudly(caplog: pytest.LogCaptureFixture) -> 
 
 async def test_a_short_request_does_not_wait_for_long_ones() -> None:
     world = World()
-    many = [wish(identity(f"/ns/a/sa/w{i}")) for i in range(400)]
+    many = [wish(identity(f"/ns/a/sa/w{i}")) for i in range(1000)]
     ended: list[int] = []
 
     async def ask(

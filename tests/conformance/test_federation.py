@@ -339,7 +339,7 @@ async def test_endpoints_that_hang_hold_up_no_other_source(
             for _n in range(count):
                 await asyncio.to_thread(hanging.acquire)
             found = [one for one in threading.enumerate() if one.name == "federation"]
-            assert len(found) == count
+            assert len(found) >= count  # the thread that read the file may be about to end
             assert all(one.daemon for one in found)  # the process's end waits for none of them
     finally:
         released.set()
