@@ -253,10 +253,12 @@ class ExchangeService:
                 report("authority stream", error, peer=stream.peer.name)
                 self._registration.refused(stream.peer, SdsError("a fault of the authority"))
                 await context.abort(grpc.StatusCode.INTERNAL, "a fault of the authority")
+            del data  # nothing of both counts for anybody while this waits for the next message
             stream.writing = True
             async with asyncio.timeout(self._limits.write_seconds):
                 await context.write(answer.SerializeToString())
             stream.writing = False
+            del answer
 
     def _turn(self, stream: _Stream) -> contextlib.AbstractAsyncContextManager[None]:
         return contextlib.nullcontext() if stream.proven else self._turns.turn(stream)

@@ -242,6 +242,7 @@ class SocketCalls:
         try:
             async for data in requests:
                 await stream.take(data, now())
+                del data  # it counts for nobody while this waits for the next one
         except asyncio.CancelledError:
             if stream.ending is None:
                 raise
