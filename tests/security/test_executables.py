@@ -21,7 +21,15 @@ from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.recognition import Timing
 from sds.workload.unix import UnixAttestor
 from tests.support import need
-from tests.support.front_door import ask, descriptors, front_door, nothing_stays_open, rules, until
+from tests.support.front_door import (
+    ask,
+    descriptors,
+    executed,
+    front_door,
+    nothing_stays_open,
+    rules,
+    until,
+)
 from tests.support.node import enterable_folder
 from tests.support.process import running
 
@@ -109,16 +117,8 @@ async def test_a_process_that_executes_what_its_user_serves_loses_its_identity(
     async with (
         served_by_its_user(tmp_path) as (other, _),
         front_door(shared, attestors=attestors, rules=mapping, timing=FAST) as door,
-        running(
-            [str(program), "-S", str(CLIENT), str(door.path), "exec", str(other)],
-            env=ENVIRONMENT,
-            stdin=asyncio.subprocess.PIPE,
-        ) as process,
+        executed(door, [str(program), "-S", str(CLIENT)], other, name=R0) as process,
     ):
-        await process.line(f"is {R0}")
-        (entitlement,) = door.entitlements
-        await process.tell()
-        await until(lambda: entitlement.ended)
         await process.line("after exec")
 
 

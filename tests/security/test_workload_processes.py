@@ -20,7 +20,7 @@ from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.recognition import Timing
 from sds.workload.unix import UnixAttestor
 from tests.support import need
-from tests.support.front_door import front_door, rules, unix, until
+from tests.support.front_door import executed, front_door, rules, unix, until
 from tests.support.node import enterable_folder
 from tests.support.process import output, running
 
@@ -128,16 +128,8 @@ async def test_a_process_that_executes_another_program_loses_the_identity(
     mapping = rules({"unix:sha256": digest(path)})
     async with (
         front_door(shared, attestors=unix(), rules=mapping, timing=FAST) as door,
-        running(
-            [*client, str(door.path), "exec", str(other)],
-            env=ENVIRONMENT,
-            stdin=asyncio.subprocess.PIPE,
-        ) as process,
+        executed(door, client, other, name=R0) as process,
     ):
-        await process.line(f"is {R0}")
-        (entitlement,) = door.entitlements
-        await process.tell()
-        await until(lambda: entitlement.ended)
         # Its connection lives, because the process does; it is nobody now. What it asked before
         # the next look at it may still have been answered: docs/kubernetes.md says so.
         await process.line("after exec")
@@ -159,16 +151,8 @@ async def test_a_process_that_executes_a_program_that_is_not_read_loses_the_iden
         front_door(
             shared, attestors=[UnixAttestor(executables)], rules=mapping, timing=FAST
         ) as door,
-        running(
-            [*client, str(door.path), "exec", str(other)],
-            env=ENVIRONMENT,
-            stdin=asyncio.subprocess.PIPE,
-        ) as process,
+        executed(door, client, other, name=R0),
     ):
-        await process.line(f"is {R0}")
-        (entitlement,) = door.entitlements
-        await process.tell()
-        await until(lambda: entitlement.ended)
         await until(lambda: not door.keeper.kept)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from sds.workload.front_door import DoorLimits, FrontDoor
 from sds.workload.mapping import Defaults, Matching, WorkloadRule
 from sds.workload.recognition import Recogniser, Rules, Timing
 from sds.workload.unix import UnixAttestor
+from tests.support.process import Process, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -224,3 +226,20 @@ async def until(condition: Callable[[], object], *, seconds: float = 10.0) -> No
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def executed(
+    door: Door, client: Sequence[str], other: Path, *, name: str
+) -> AsyncIterator[Process]:
+    """A client that is recognised by this name, and loses it as it executes another program."""
+    async with running(
+        [*client, str(door.path), "exec", str(other)],
+        env={"PYTHONHOME": sys.base_prefix},
+        stdin=asyncio.subprocess.PIPE,
+    ) as process:
+        await process.line(f"is {name}")
+        (entitlement,) = door.entitlements
+        await process.tell()
+        await until(lambda: entitlement.ended)
+        yield process

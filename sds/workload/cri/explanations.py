@@ -9,6 +9,7 @@ the lines that differ come first; nothing here decides anything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
@@ -17,7 +18,7 @@ from sds.workload.cri.canonical import canonical
 from sds.workload.cri.nearest import compared
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from sds.clock import Clock
     from sds.workload.cri.canonical import Surroundings
@@ -66,6 +67,23 @@ class Explanations:
             WorkloadError: too many ask; or the runtime does not answer, or describes it in an
                 unknown way.
         """
+        async with self._turn():
+            said = await self._runtime.container(identifier)
+
+            def explain() -> tuple[str, ...]:
+                image = known.image
+                found = canonical(known.name, image, said.spec, around, container_id=identifier)
+                return bounded(compared(found.lines, like))
+
+            return await threads.CONTAINERS.run(explain)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for a turn, and rest after it for longer than it took.
+
+        Raises:
+            WorkloadError: too many wait.
+        """
         try:
             async with asyncio.timeout(_TURN_SECONDS):
                 await self._one.acquire()
@@ -77,28 +95,12 @@ class Explanations:
             await self._clock.sleep(self._not_before - self._clock.now().monotonic)
             began = self._clock.now().monotonic
             try:
-                return await self._explained(identifier, known, around, like)
+                yield
             finally:
                 now = self._clock.now().monotonic
                 self._not_before = now + _REST * (now - began)
         finally:
             self._one.release()
-
-    async def _explained(
-        self,
-        identifier: str,
-        known: SeenContainer,
-        around: Surroundings,
-        like: Sequence[PodContents],
-    ) -> tuple[str, ...]:
-        said = await self._runtime.container(identifier)
-
-        def explain() -> tuple[str, ...]:
-            image = known.image
-            found = canonical(known.name, image, said.spec, around, container_id=identifier)
-            return bounded(compared(found.lines, like))
-
-        return await threads.CONTAINERS.run(explain)
 
 
 def bounded(lines: Sequence[str]) -> tuple[str, ...]:
