@@ -34,7 +34,6 @@ from sds.attestation.tdx.chain import (
     ROOT_NAME,
     TCB_SIGNING_CHAIN,
     link_chain,
-    read_intel_list,
     root_digest,
 )
 from sds.attestation.tdx.collateral import (
@@ -43,6 +42,7 @@ from sds.attestation.tdx.collateral import (
     SIGNING_CHAIN,
     signed_document,
 )
+from sds.attestation.tdx.revocation import read_intel_list
 from sds.attestation.tdx.tcb import read_enclave_identity, read_recoveries, read_tcb_info
 from sds.backoff import LATER, Backoff, retry_after, uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError

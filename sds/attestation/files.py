@@ -29,7 +29,7 @@ from sds.attestation.snp.chain import amd_certificates, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
 from sds.attestation.standing import newest_documents, standing
-from sds.attestation.tdx.chain import of_intels_kind, read_intel_list, root_digest
+from sds.attestation.tdx.chain import root_digest
 from sds.attestation.tdx.collateral import load_lists
 from sds.attestation.tdx.material import (
     Material,
@@ -37,6 +37,7 @@ from sds.attestation.tdx.material import (
     not_amds,
     require_documents,
 )
+from sds.attestation.tdx.revocation import of_intels_kind, read_intel_list
 from sds.errors import ConfigurationError, EvidenceError, without_frames
 from sds.problems import Problems
 from sds.settings.watching import follow_folders

@@ -5,7 +5,7 @@ if a list that its issuer signed is current at the moment of verification; a lis
 issuer signed under the same name is ignored; if there is an expired list beside a current one of
 the same issuer, what it revoked stays revoked; a damaged, delta or partial list is never used.
 
-Each hierarchy decides which issuers must have a list: ``snp.verifier``, ``tdx.verifier``.
+Each hierarchy decides which issuers must have a list: ``snp.revocation``, ``tdx.revocation``.
 """
 
 from __future__ import annotations

@@ -38,9 +38,10 @@ from sds.attestation.snp.leaf import read_leaf
 from sds.attestation.snp.report import Report
 from sds.attestation.snp.revocation import read_amd_list
 from sds.attestation.snp.simulated import SimulatedMachine
-from sds.attestation.tdx.chain import PCK_CHAIN, link_chain, read_intel_list, root_digest
+from sds.attestation.tdx.chain import PCK_CHAIN, link_chain, root_digest
 from sds.attestation.tdx.collateral import signed_document
 from sds.attestation.tdx.quote import parse_quote
+from sds.attestation.tdx.revocation import read_intel_list
 from sds.attestation.tdx.tcb import (
     SignedDocument,
     read_enclave_identity,
@@ -522,7 +523,7 @@ PARSERS: Final[list[Parser]] = [
         samples=lambda: (parse_quote(_intel().quote()).pck_chain,),
     ),
     Parser(
-        name="sds.attestation.tdx.chain:read_intel_list",
+        name="sds.attestation.tdx.revocation:read_intel_list",
         parse=lambda raw: read_intel_list(raw, roots=[_intel().root_der]),
         samples=_lists,
     ),

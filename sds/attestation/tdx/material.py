@@ -16,7 +16,6 @@ from sds.attestation.snp.revocation import of_amds_kind
 from sds.attestation.tdx.chain import (
     TCB_SIGNING_CHAIN,
     link_chain,
-    read_intel_list,
     root_digest,
 )
 from sds.attestation.tdx.collateral import (
@@ -27,6 +26,7 @@ from sds.attestation.tdx.collateral import (
     load_lists,
     signed_document,
 )
+from sds.attestation.tdx.revocation import read_intel_list
 from sds.attestation.tdx.tcb import read_enclave_identity, read_tcb_info
 from sds.errors import EvidenceError
 

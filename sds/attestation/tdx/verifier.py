@@ -24,7 +24,6 @@ from sds.attestation.tdx.chain import (
     PCK_CHAIN,
     TCB_SIGNING_CHAIN,
     IntelChain,
-    check_revocation,
     common_name,
     link_chain,
     root_digest,
@@ -34,6 +33,7 @@ from sds.attestation.tdx.collateral_checks import Platform, check_collateral
 from sds.attestation.tdx.material import Material, material_now
 from sds.attestation.tdx.pck import Pck, read_pck
 from sds.attestation.tdx.quote import Quote, parse_quote
+from sds.attestation.tdx.revocation import check_revocation
 from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
