@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.clock import sleep_while
 from sds.pki import complete_anchors
-from sds.secrets.ledger import Ledger
+from sds.secrets.roots_ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,10 +1,11 @@
 """Rotation: keeps every wanted identity's certificate fresh in the store.
 
 Owns one task for each identity and carries out what :mod:`sds.secrets.schedule` (when) and
-:mod:`sds.secrets.ledger` (which roots) decide. Invariants: it is the store's only writer; it stores
-only what it has verified; a failed renewal takes nothing away; a root is in the bundle, and every
-subscriber has ACKed it or a bounded wait for the ACKs is over, before the first leaf under it is
-stored; keys of retired versions are wiped; a task that fails ends nothing else, and starts again.
+:mod:`sds.secrets.roots_ledger` (which roots) decide. Invariants: it is the store's only writer; it
+stores only what it has verified; a failed renewal takes nothing away; a root is in the bundle, and
+every subscriber has ACKed it or a bounded wait for the ACKs is over, before the first leaf under it
+is stored; keys of retired versions are wiped; a task that fails ends nothing else, and starts
+again.
 
 A worked example, with a lifetime of one hour:
 
@@ -41,7 +42,7 @@ from sds.secrets import schedule
 from sds.secrets.clock_watch import watch_clock
 from sds.secrets.held_identity import HeldIdentity
 from sds.secrets.identity_status import Condition, IdentityStatus, reason_of
-from sds.secrets.issuance import Credentials, IssuanceQueue, NoCredentials
+from sds.secrets.issuance_queue import Credentials, IssuanceQueue, NoCredentials
 from sds.secrets.retirement import RetiredKeys
 from sds.secrets.roots import RootRollover
 from sds.secrets.roots_poll import poll_roots, roots_source

@@ -27,7 +27,7 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``usage``             what each owner uses, in plain values for people and metrics
 ``owner_lines``       the log lines that an owner causes
 ``turns``             whose turn it is on the event loop
-``readiness``         which sockets have input
+``input_readiness``   which sockets have input
 ``connected_socket``  one socket: its descriptor and its unsent output
 ``endpoint``          what a connection needs of its socket
 ``tls_settings``      what a server's TLS offers

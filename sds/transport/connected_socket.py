@@ -14,7 +14,7 @@ import select
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.transport.readiness import InputReadiness
+from sds.transport.input_readiness import InputReadiness
 
 if TYPE_CHECKING:
     import asyncio

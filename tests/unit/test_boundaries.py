@@ -102,7 +102,7 @@ BOUNDARIES = {
     "sds/transport/calls.py:Calls._start": ONE,
     "sds/transport/connected_socket.py:ConnectedSocket._send": LOOP,
     "sds/transport/connected_socket.py:ConnectedSocket.abort": LOOP,
-    "sds/transport/readiness.py:InputReadiness.expect": ONE,
+    "sds/transport/input_readiness.py:InputReadiness.expect": ONE,
     "sds/settings/watching.py:follow_folders": "what follows the files is supervised",
     "sds/transport/served.py:ServedConnection._close_soon": LOOP,
     "sds/transport/served.py:ServedConnection._expect_stream": LOOP,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.transport.budget import Budgets
-from sds.transport.readiness import InputReadiness
+from sds.transport.input_readiness import InputReadiness
 from sds.transport.turns import Turns
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from sds.clock import SystemClock
 from sds.errors import AuthorityUnavailableError
 from sds.exchange.item import IssuedChain
 from sds.identity import KeyType
-from sds.secrets.issuance import Credentials, IssuanceQueue, NoCredentials
+from sds.secrets.issuance_queue import Credentials, IssuanceQueue, NoCredentials
 from sds.secrets.schedule import Urgency
 from sds.threads import Threads
 from tests.support.fake_authority import FakeAuthority

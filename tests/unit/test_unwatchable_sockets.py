@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sds.transport.accepting import Acceptor
 from sds.transport.connected_socket import ConnectedSocket
-from sds.transport.readiness import InputReadiness
+from sds.transport.input_readiness import InputReadiness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds import faults
-from sds.transport.readiness import MOST_AT_ONCE, InputReadiness
+from sds.transport.input_readiness import MOST_AT_ONCE, InputReadiness
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from cryptography import x509
 
 from sds.clock import Instant
 from sds.pki import MAX_ROOTS
-from sds.secrets.ledger import MOST_BYTES, Ledger
+from sds.secrets.roots_ledger import MOST_BYTES, Ledger
 from tests.support.certificates import NOW, Wish, ca_wish, self_signed
 from tests.support.refusals import refused
 
