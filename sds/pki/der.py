@@ -1,8 +1,10 @@
 """Reads and writes DER element by element (X.690), where the exact bytes matter.
 
 Owns the step between DER and its elements, each with its header. Invariants: only the distinguished
-encoding is accepted, to the last byte; every error of reading is a :class:`ValueError`; the cost is
-proportional to the number of bytes. The parser is ``cryptography``'s (``hazmat.asn1``).
+encoding is accepted, to the last byte; every error of reading is a :class:`ValueError`; an object
+is made of each element only if there are few, because strangers send certificates and CSRs, and an
+element of two bytes costs as much time as one of a thousand. The parser is ``cryptography``'s
+(``hazmat.asn1``).
 """
 
 from __future__ import annotations
@@ -23,6 +25,11 @@ UTF8_STRING: Final = 0x0C
 PRINTABLE_STRING: Final = 0x13
 SEQUENCE: Final = 0x30
 SET: Final = 0x31
+MOST_ELEMENTS: Final = 64
+"""The most elements of one SEQUENCE or SET. Of what is read here, the extensions of a certificate
+and the parts of a PCK's TCB are the most: about 20."""
+_LONG_TAG: Final = 0x1F
+_LONG_LENGTH: Final = 0x80
 _FIRST_GENERALIZED_YEAR: Final = 2050
 
 
@@ -38,7 +45,8 @@ def all_elements(content: bytes) -> list[tuple[int, bytes]]:
     """Return tag and content of every element in ``content``, in order.
 
     Raises:
-        ValueError: they are not DER, or a tag has more than one byte.
+        ValueError: they are not DER, there are more than :data:`MOST_ELEMENTS`, or a tag has more
+            than one byte.
     """
     return [(_tag(one), bytes(one.data)) for one in _items(sequence(content))]
 
@@ -59,7 +67,8 @@ def elements(der: bytes, tag: int = SEQUENCE) -> list[bytes]:
     """Return the elements of a SEQUENCE (or of what ``tag`` names), each with its header.
 
     Raises:
-        ValueError: it is not one such element, or an element inside is not DER.
+        ValueError: it is not one such element, has more than :data:`MOST_ELEMENTS` inside, or one
+            inside is not DER.
     """
     if tag != SEQUENCE:
         der = sequence(content_of(der, tag))
@@ -67,8 +76,36 @@ def elements(der: bytes, tag: int = SEQUENCE) -> list[bytes]:
 
 
 def _items(one_sequence: bytes) -> list[asn1.TLV]:
+    _require_few(one_sequence)
     # The parser reads declared classes only, so the elements are the one field of a class.
     return asn1.decode_der(_Elements, sequence(one_sequence)).items
+
+
+def _require_few(one_sequence: bytes) -> None:
+    """Count the elements of a SEQUENCE by their headers (X.690, 8.1.3); the parser says the rest.
+
+    Raises:
+        ValueError: there are too many, or a tag has more than one byte.
+    """
+    position, _ = _content(one_sequence, 0)
+    count = 0
+    while position < len(one_sequence):
+        count += 1
+        if count > MOST_ELEMENTS:
+            raise ValueError(f"more than {MOST_ELEMENTS} elements in one SEQUENCE or SET")
+        if one_sequence[position] & _LONG_TAG == _LONG_TAG:
+            raise ValueError("a tag of more than one byte")
+        _, position = _content(one_sequence, position)
+
+
+def _content(encoded: bytes, position: int) -> tuple[int, int]:
+    """Return where the content of the element at this position begins and ends."""
+    start = position + 2
+    length = int.from_bytes(encoded[position + 1 : start])
+    if length >= _LONG_LENGTH:
+        digits = encoded[start : start + length - _LONG_LENGTH]
+        start, length = start + len(digits), int.from_bytes(digits)
+    return start, start + length
 
 
 def _tag(element: asn1.TLV) -> int:

@@ -407,6 +407,19 @@ def test_the_search_for_a_path_is_bounded(maker: Maker, monkeypatch: pytest.Monk
     assert 0 < tried <= endorsement.MOST_TRIES
 
 
+def test_a_chain_of_very_many_bytes_is_not_read(
+    maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strangers choose the names in it: fifteen issuers of 20 KiB each took a third of a second."""
+    key = made_quotes.key().private.public_key()
+    leaf = maker.certificate("", key, use=EK_USE)
+    monkeypatch.setattr(endorsement, "_check_use", lambda _: pytest.fail("read"))
+    filling = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), bytes(20_000))
+    large = maker.certificate("Middle", maker.key.public_key(), ca=True, also=filling)
+    with refused("certificate_malformed", match="more than 32768"):
+        verify_endorsement([leaf, large, large], [maker.root], now=NOW)
+
+
 def test_keys_of_unusual_numbers_verify_nothing(maker: Maker) -> None:
     """A signature by 3,072 bits and as long an exponent takes 65 ms, and strangers choose both."""
     usual = made_quotes.rsa_key().private_numbers()

@@ -22,13 +22,16 @@ from sds.attestation.csr import (
 )
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.identity import Identity, KeyType, SpiffeId
-from sds.pki import generate_private_key, make_csr
+from sds.pki import der, generate_private_key, make_csr
 from tests.support import need
 from tests.support.certificates import ca_wish, self_signed
+from tests.support.der import oid, tlv
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cryptography.hazmat import asn1
 
 IDENTITY = Identity(
     spiffe_id=SpiffeId.parse("spiffe://example.org/web"), dns_names=("a.test", "b.test")
@@ -122,6 +125,35 @@ def test_names_beyond_a_bound_are_not_read(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(csr, "_names", lambda _: pytest.fail("read"))
     with refused("csr_invalid", match="ask for fewer names"):
         parse_attested_csr(many)
+
+
+@pytest.mark.parametrize("where", ["attributes", "statements", "certificate"])
+def test_parts_beyond_a_bound_are_not_read(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of a MiB has room for 28,000 attributes, each of which was parsed by itself."""
+    info, algorithm, _ = der.elements(make_csr(KEY, IDENTITY))
+    *fields, attributes = der.elements(info)
+    many = [tlv(0x30, oid("1.2") + tlv(0x31, b""))] * 20_000
+    statement = tlv(0x30, oid(next(iter(statements().values()))) + tlv(0x04, b"report"))
+    given = many if where == "statements" else [statement]
+    certificates = [tlv(0x30, tlv(0x30, b"".join(many)))] if where == "certificate" else []
+    bundle = tlv(0x30, b"".join([tlv(0x30, b"".join(given)), *certificates]))
+    attribute = tlv(0x30, oid(ATTESTATION_ATTRIBUTE) + tlv(0x31, bundle))
+    every = [*der.elements(attributes, 0xA0), attribute]
+    every += many if where == "attributes" else []
+    info = der.sequence(*fields, tlv(0xA0, b"".join(sorted(every))))
+    signed = der.sequence(info, algorithm, der.from_whole_bytes(csr._sign(KEY, info)))
+    read = 0
+    tag_of = der._tag
+
+    def count(element: asn1.TLV) -> int:
+        nonlocal read
+        read += 1
+        return tag_of(element)
+
+    monkeypatch.setattr(der, "_tag", count)
+    with refused("csr_invalid", match="more than 64 elements"):
+        parse_attested_csr(signed)
+    assert 0 < read < 100
 
 
 @settings(max_examples=300)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 MAX_PATH: Final = 6
 MOST_TRIES: Final = 64
 """The most signatures that are verified in search of a path: strangers choose the certificates."""
+MOST_BYTES: Final = 32 * 1024
+"""The most bytes of all certificates together; a real chain has less than 8 KiB. One of 370 KiB,
+full of short names, takes a third of a second, and whoever sends it has proven nothing."""
 _WHAT: Final = "a certificate of the endorsement key"
 _Path = tuple[x509.Certificate, ...]
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
@@ -95,8 +98,17 @@ def verify_endorsement(
         EvidenceError: ``chain_untrusted``: 1. the first one is not for an endorsement key; 2. there
             is no path to a root; 3. an issuer may not issue; 5. a critical extension is unknown.
             ``certificate_validity``: 4. one is not valid now. ``certificate_malformed``: one cannot
-            be read. If there are several paths, the error is that of the first.
+            be read, or together they have more than :data:`MOST_BYTES`. If there are several paths,
+            the error is that of the first.
     """
+    size = sum(map(len, chain))
+    if size > MOST_BYTES:
+        raise EvidenceError(
+            f"the endorsement certificate and its issuers have {size} bytes, more than "
+            f"{MOST_BYTES}",
+            advice="send only the issuers of this certificate",
+            reason="certificate_malformed",
+        )
     leaf, *others = map(_read, chain)
     _check_use(leaf)
     trusted = tuple(map(_read, roots))
