@@ -1,10 +1,10 @@
 """Decides when to try again: the only retry policy of this program.
 
 Owns the length of every pause between a failed attempt and the next one, and the reading of
-``Retry-After``. Invariants: a pause is never longer than ``longest``, nor longer by more than
-``first`` than all pauses before it together (so a short outage is over soon after it ends); it is
-never shorter than half of its nominal length (so the load on an authority is bounded); a success,
-and a change that may cure the failure, start again at ``first``.
+``Retry-After``. Invariants: a pause is never longer than ``longest``, nor than ``first`` and all
+earlier pauses together (so a short outage is over soon after it ends); it is never shorter than
+half of its nominal length (so the load on an authority is bounded); a success, and a change that
+may cure the failure, start again at ``first``.
 
 The decision is a pure function of :class:`Backoff`. :class:`Retry` counts failures and waits, for
 a task that tries one thing again and again::

@@ -305,12 +305,12 @@ class AgentConfig(Settings):
 
     @property
     def node_socket(self) -> Path:
-        """Return the node-wide socket."""
+        """Return the path of the node-wide socket."""
         return self.run_dir / "node" / "sds.sock"
 
     @property
     def admin_socket(self) -> Path:
-        """Return the admin socket."""
+        """Return the path of the admin socket."""
         return self.run_dir / "admin.sock"
 
     @property

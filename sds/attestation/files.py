@@ -1,12 +1,12 @@
 """Reads and follows the files that verification needs: revocation lists and collateral.
 
-Invariants: if a configured file cannot be used at the start, nothing starts, unless this process
-fetches it, and then nothing is accepted that needs it; afterwards the files count only as a whole,
-and if one cannot be used, the earlier content stays in force and the problem is logged once with
-file and reason; an issuer's list is never replaced by an older one or by none, and a document about
-a platform never by one that was issued before it, whatever the files' names. The content in force
-is one value, so a verdict never mixes two states of the files. A file that is still to be fetched
-counts as missing, and not as unconfigured.
+Invariants: if a configured file cannot be used at the start, nothing starts; if this process
+fetches the file itself, it starts, and accepts nothing that needs the file; afterwards the files
+count only as a whole, and if one cannot be used, the earlier content stays in force and the problem
+is logged once with file and reason; an issuer's list is never replaced by an older one or by none,
+and a document about a platform never by one that was issued before it, whatever the files' names.
+The content in force is one value, so a verdict never mixes two states of the files. A file that is
+still to be fetched counts as missing, and not as unconfigured.
 """
 
 from __future__ import annotations

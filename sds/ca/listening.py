@@ -5,8 +5,7 @@ Owns how ``listen`` of the configuration becomes sockets. Invariants: an address
 both; all addresses of a host name get the same port; nobody else can take the port meanwhile; a
 caller that the network lost is noticed after about 80 seconds, also if it owes us an answer.
 
-Sources: tcp(7), ip(7), ipv6(7); what an accepted socket inherits of these options, it has from the
-listening one.
+Sources: tcp(7), ip(7), ipv6(7). An accepted socket inherits these options from the listening one.
 """
 
 from __future__ import annotations

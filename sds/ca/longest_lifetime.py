@@ -1,8 +1,8 @@
 """The longest lifetime of a workload's certificate that this authority can issue.
 
-Owns that number, which limits nothing that is issued: :mod:`sds.policy.nodes` and
-:mod:`sds.ca.kubernetes` do. It determines everything that must outlive every certificate: the
-root's shortest lifetime, how long a retired root stays in the bundle, how long nonces live.
+Owns that number. It limits no certificate (:mod:`sds.policy.nodes` and :mod:`sds.ca.kubernetes` do
+that), but determines everything that must outlive every certificate: the root's shortest lifetime,
+how long a retired root stays in the bundle, how long nonces live.
 """
 
 from __future__ import annotations

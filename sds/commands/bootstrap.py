@@ -62,7 +62,7 @@ def _endpoint(
 
 
 class EnvoyRole(enum.StrEnum):
-    """The role of the Envoy."""
+    """Which listeners the Envoy has: inbound, outbound or both."""
 
     SERVER = "server"
     CLIENT = "client"

@@ -96,7 +96,7 @@ class _Received(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """Close it."""
+        """Close what it reads from too."""
         self._raw.close()
         super().close()
 

@@ -80,7 +80,7 @@ class AgentParts(Protocol):
 
     @property
     def service(self) -> SecretService:
-        """Return the service."""
+        """Return what serves all sockets of the agent."""
         ...
 
     @property

@@ -1,7 +1,8 @@
 """Tells the service manager the state of the process: sd_notify(3), without libsystemd.
 
 Invariants: without ``NOTIFY_SOCKET`` nothing happens; the program runs on if the service manager
-does not listen; READY=1 is sent once, when the process is ready for the first time.
+does not listen; READY=1 is sent once: when the process is ready for the first time, or at the start
+of a service that others wait for.
 """
 
 from __future__ import annotations

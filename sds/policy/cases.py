@@ -113,7 +113,7 @@ class Case(_Model):
 
 
 class CaseFile(_Model):
-    """A file of cases."""
+    """What ``sds policy test`` reads."""
 
     cases: Annotated[list[Case], Field(min_length=1)]
 

@@ -1,10 +1,10 @@
 """Tables of the ``nodes`` rules: which nodes may ask for which certificates.
 
 Owns :class:`NodeTable` and the types of its question and answer. Invariants: only verified claims
-decide, never evidence; the name of a node never counts as a measurement, because anyone who can
-write to etcd chooses it, nor a measurement as the name of a node; one grant must permit a
-certificate as a whole, and names of two grants are never combined; if several grants permit it, the
-first in the document sets the lifetime; a refusal is that of the closest grant.
+decide, never evidence; the name of a node, which anyone who can write to etcd chooses, never counts
+as a measurement, nor a measurement as such a name; one grant must permit a certificate as a whole,
+and names of two grants are never combined; if several grants permit it, the first in the document
+sets the lifetime; a refusal is that of the closest grant.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class TicketKeys(Protocol):
 
 
 class GenericSecrets(Protocol):
-    """Gives generic secrets."""
+    """The port to secrets from files, each for the workload for which it is configured."""
 
     def names(self, caller: Caller) -> Collection[str]:
         """Return the names of the secrets that the caller may have."""

@@ -2,9 +2,9 @@
 
 A first request of Envoy 1.40 has 61 KB; when a node starts, hundreds arrive at once, and glibc
 keeps the pages that contained them. Owns the moment at which they go back: when no stream has been
-opened for a while. Invariants: at most one timer runs, and only after a crowd; clients that come in
-crowds again and again cause it only once in :data:`REST_SECONDS`, because the event loop waits for
-it (36 ms with a heap of 118 MB).
+opened for a while. Invariants: at most one timer runs, and only after a crowd; however often crowds
+come, memory goes back at most once in :data:`REST_SECONDS`, because the event loop waits for that
+(36 ms with a heap of 118 MB).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Reads which groups for the key exchange a TLS client offers, and chooses one.
 
 ``ssl`` of Python lets a server accept all groups of OpenSSL or one. Among all are some that cost a
-hundred times as much, such as ffdhe8192, and a stranger could choose them; one alone would need
-another round trip with clients that begin with another. So the server has settings for each cheap
-group, and this decides which of them serve a client. Owns that decision. Invariants: any bytes give
-a group; where the bytes are not a ClientHello, OpenSSL refuses them under any group.
+hundred times as much, such as ffdhe8192, and a stranger could choose them; one alone would cost
+another round trip with clients that begin with a different one. So the server has settings for each
+cheap group, and this decides which of them serve a client. Owns that decision. Invariants: any
+bytes give a group; where the bytes are not a ClientHello, OpenSSL refuses them under any group.
 
 Sources: RFC 8446, sections 4.1.2, 4.2.7 and 4.2.8; RFC 8422, section 5.1.
 """

@@ -62,7 +62,7 @@ def _has(connected: socket.socket, events: int) -> bool:
 
 
 class SocketUser(Protocol):
-    """The user of the socket."""
+    """What a socket tells the code that uses it."""
 
     def readable(self) -> None:
         """Read what is there, or the end; called once for each ``resume_reading``."""

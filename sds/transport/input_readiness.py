@@ -3,7 +3,7 @@
 Owns one epoll for the sockets of all connections of a loop, which the loop watches as one
 descriptor. Serving stops listening to a socket while a job waits to read from it, for nearly every
 message. The loop's own way to stop and to start again takes eight calls of the kernel (libuv), and
-8 µs of a push of 65; here a socket is reported once, and to ask again takes one call
+8 of the 65 µs of a push. Here a socket is reported once, and to ask again takes one call
 (``EPOLLONESHOT``, epoll(7)).
 
 Invariants: each :meth:`InputReadiness.expect` reports a socket once; one turn of the loop reports

@@ -1,10 +1,10 @@
 """Which identities rules may still give a caller about whom not everything is known.
 
-Owns :class:`PossibleIdentities`. A caller keeps its identity while a fact about it cannot be found
-out, for an outage takes nothing away; but it may be the caller's own doing, and rules may change
-meanwhile. Invariants: an identity that no rule in force can give is impossible, whatever the
-unknown facts are; where that is not certain, it is possible. The answer depends on the rules of one
-name and on those with templates, not on all rules.
+Owns :class:`PossibleIdentities`. While a fact about a caller cannot be found out, the caller keeps
+its identity, because an outage takes nothing away. But the caller itself may be the cause, and
+rules may change meanwhile. Invariants: an identity that no rule in force can give is impossible,
+whatever the unknown facts are; where that is not certain, it is possible. The answer depends on the
+rules of one name and on those with templates, not on all rules.
 """
 
 from __future__ import annotations

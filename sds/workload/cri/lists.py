@@ -1,8 +1,8 @@
-"""Finds the lists that have a pod, and says what no list has.
+"""Finds the lists that contain a pod, and says what of it no list contains.
 
 Owns :class:`PodLists`. Every caller is looked at again and again, the author of a pod chooses how
 much is in it, and a policy may list very many pods. Invariants: a pod is compared with the lists
-once, until the pod or the lists change; what no list has is in the log once; what is compared only
+once, until the pod or the lists change; what no list contains is logged once; what is compared only
 to explain is bounded.
 """
 
