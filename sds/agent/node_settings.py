@@ -30,8 +30,8 @@ class CsiSettings(Settings):
     )
     kubelet_dir: Annotated[str, Field(pattern=r"^/.*[^/]$")] = Field(
         default="/var/lib/kubelet",
-        description="The kubelet's root directory. The agent needs its `pods`, "
-        "`plugins` and `plugins_registry`, writable, at the same paths.",
+        description="The kubelet's root directory. The agent needs its `pods`, `plugins/DRIVER` "
+        "and `plugins_registry`, writable, at the same paths.",
     )
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from kubernetes_asyncio.client import models
 
 from sds import cli
 from sds.agent.config import AgentConfig
+from sds.agent.node_settings import CsiSettings
 from sds.authority.istio_settings import IstioSettings
 from sds.ca.config import AuthorityConfig, UpstreamSection
 from sds.settings import yamlfile
@@ -80,16 +81,22 @@ def deploy(tmp_path: Path) -> Path:
     return copied
 
 
+def with_component(deploy: Path, name: str) -> Path:
+    """A kustomization of the plain overlay and this component."""
+    folder = deploy / "with-component"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(
+        yaml.safe_dump({"resources": ["../overlays/plain"], "components": [f"../{name}"]})
+    )
+    return folder
+
+
 @pytest.mark.timeout(BUILD_SECONDS + 60)
 @pytest.mark.parametrize("name", BUILDS)
 async def test_every_object_is_what_kubernetes_expects(deploy: Path, name: str) -> None:
     folder = deploy / name
     if name.startswith("components/"):
-        folder = deploy / "with-component"
-        folder.mkdir()
-        (folder / "kustomization.yaml").write_text(
-            yaml.safe_dump({"resources": ["../overlays/plain"], "components": [f"../{name}"]})
-        )
+        folder = with_component(deploy, name)
     objects = await build(folder)
     assert objects
     problems = [problem for each in objects for problem in wrong(each)]
@@ -132,6 +139,42 @@ async def test_the_agent_has_no_power_that_is_not_named(deploy: Path) -> None:
             assert context["capabilities"].get("add", []) == (["IPC_LOCK"] if agent else [])
             profile = (context if agent else pod["securityContext"])["seccompProfile"]
             assert profile == {"type": "RuntimeDefault"}
+
+
+async def test_the_csi_driver_holds_no_volume_of_another_driver(deploy: Path) -> None:
+    """A container keeps the mounts that it found below its own mounts when it began.
+
+    Those below ``pods`` go with their folders. Those below ``plugins`` do not, so the driver of
+    such a volume could not give its device back.
+    """
+    objects = await build(with_component(deploy, "components/csi"))
+    (agent,) = [each for each in objects if each["kind"] == "DaemonSet"]
+    pod = agent["spec"]["template"]["spec"]
+    hosts = [each for each in pod["volumes"] if "hostPath" in each]
+    paths = {each["name"]: each["hostPath"]["path"] for each in hosts}
+    kubelet = CsiSettings().kubelet_dir
+    of_kubelet = {path for path in paths.values() if path.startswith(kubelet)}
+    assert of_kubelet == {
+        f"{kubelet}/pods",
+        f"{kubelet}/plugins/{CsiSettings().driver}",
+        f"{kubelet}/plugins_registry",
+    }
+    mounted = {each["name"]: each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
+    assert {name: mounted[name] for name, path in paths.items() if path in of_kubelet} == {
+        name: path for name, path in paths.items() if path in of_kubelet
+    }
+
+
+async def test_agents_in_the_nodes_network_reach_the_authority(deploy: Path) -> None:
+    """Most network plugins know a pod in the node's network by the node's address alone."""
+    objects = await build(with_component(deploy, "components/local-kubelet"))
+    found = {(each["kind"], each["metadata"]["name"]): each.get("spec", {}) for each in objects}
+    assert found["DaemonSet", "attested-sds-agent"]["template"]["spec"]["hostNetwork"] is True
+    (rule,) = found["NetworkPolicy", "attested-sds-issuer"]["ingress"]
+    assert not rule.get("from"), "a selector of pods"
+    assert rule["ports"] == [{"protocol": "TCP", "port": "grpc"}]
+    (rule,) = found["NetworkPolicy", "attested-sds-root"]["ingress"]
+    assert rule["from"], "issuing replicas have the network of pods"
 
 
 async def test_the_istio_overlay_has_no_authority_of_ours(deploy: Path) -> None:
