@@ -2,10 +2,11 @@
 
 Owns the answers of ``envoy.service.status.v3.ClientStatusDiscoveryService``. Invariants: nothing
 secret is in an answer (keys are redacted as Envoy's own config_dump does it); on a workload's
-socket, a caller sees only the clients that were recognised as the same workload, and on the admin
-socket all clients; the size of a request is checked before it is parsed, and that of an answer
-while it is made, in slices (:mod:`sds.serving.slices`), because a caller chooses how many matchers
-a request has and how many streams and names an answer has.
+socket, a caller sees only the clients that were recognised as the same workload (on the node-wide
+socket: the same process), and on the admin socket all clients; the size of a request is checked
+before it is parsed, and that of an answer while it is made, in slices (:mod:`sds.serving.slices`),
+because a caller chooses how many matchers a request has and how many streams and names an answer
+has.
 
 Statuses (``envoy.service.status.v3.ConfigStatus``):
 
