@@ -26,11 +26,13 @@ class Registered:
             kinds that may travel in one.
         verified: whether its module makes a verifier; otherwise another part of the program does.
         names_node: whether its claims name a node in place of a measurement.
+        machine: the claims that name the machine, the best first.
     """
 
     module: str
     verified: bool = True
     names_node: bool = False
+    machine: tuple[str, ...] = ()
     provider: str | None = None
     statement: str | None = None
 
@@ -38,19 +40,26 @@ class Registered:
 KINDS: Final[dict[str, Registered]] = {
     "sev-snp": Registered(
         module="sds.attestation.snp.kind",
+        machine=("chip_id",),
         provider="sev_guest",
         # fdaf0823-83b6-4351-8543-0dfe0fcaa9b4: a raw SEV-SNP attestation report
         statement="2.25.337203499956852706580380453425356908980",
     ),
     "tdx": Registered(
         module="sds.attestation.tdx.kind",
+        machine=("platform_instance_id", "ppid"),
         provider="tdx_guest",
         # 69c427f2-211c-4dc8-ab73-56f6869d1312: a raw TDX quote
         statement="2.25.140587439939126086308183856599428567826",
     ),
-    "azure-snp-vtpm": Registered(module="sds.attestation.azure.snp"),
-    "azure-tdx-vtpm": Registered(module="sds.attestation.azure.tdx"),
-    "tpm": Registered(module="sds.attestation.tpm.kind"),
+    "azure-snp-vtpm": Registered(
+        module="sds.attestation.azure.snp", machine=("vm_vmuniqueid", "chip_id")
+    ),
+    "azure-tdx-vtpm": Registered(
+        module="sds.attestation.azure.tdx",
+        machine=("vm_vmuniqueid", "platform_instance_id", "ppid"),
+    ),
+    "tpm": Registered(module="sds.attestation.tpm.kind", machine=("ek", "ak")),
     "kubernetes-token": Registered(
         module="sds.attestation.kubernetes.kind", verified=False, names_node=True
     ),

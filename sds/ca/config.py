@@ -215,7 +215,11 @@ class IdentitySection(Settings):
 class ExchangeLimitsSection(Settings):
     """How much callers may make the authority keep."""
 
-    streams: Count = Field(default=10_000, description="How many streams may be open.")
+    streams: Count = Field(
+        default=10_000,
+        description="How many streams may be open. While fewer than an eighth are free, a machine "
+        "that has more than an eighth loses its oldest.",
+    )
     unproven: Count = Field(
         default=1_000,
         description="How many of them may be open without having shown valid evidence.",

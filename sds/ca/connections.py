@@ -3,7 +3,8 @@
 Owns every accepted connection from accept to its end. Invariants: at most ``most`` are open; of
 these, at most half are strangers' (nothing was proven on that connection), and fewer if agents need
 the room; if there are more, some strangers end at once (:mod:`sds.ca.strangers`); a connection on
-which evidence was accepted is never ended for room; it is known by itself and not by its address,
+which evidence was accepted ends for room only if its machine has more than an eighth of them and
+few are left (:mod:`sds.ca.machine_shares`); it is known by itself and not by its address,
 which many agents may share; it has its own turns and budget, and all strangers together share one
 set of these, from which no address can keep the others out.
 """
@@ -15,6 +16,7 @@ import itertools
 from typing import TYPE_CHECKING, Final
 
 from sds.ca.listening import peer_name
+from sds.ca.machine_shares import MachineShares
 from sds.ca.strangers import Stage, Strangers, strangers_room
 from sds.ca.unproven import owner_of
 from sds.ca.visits import Visits
@@ -64,9 +66,9 @@ class KnownConnection:
         """Note that the caller said Hello."""
         self._connections.advance(self, Stage.HEARD)
 
-    def proved(self) -> None:
-        """Note that evidence of the caller was accepted: its connection stays."""
-        self._connections.prove(self)
+    def proved(self, machine: str) -> None:
+        """Note that evidence of this machine was accepted: the connection stays."""
+        self._connections.prove(self, machine)
 
     def end(self) -> None:
         """Close the connection now."""
@@ -101,8 +103,7 @@ class Connections:
         self._now = now
         self._strangers: Strangers[KnownConnection] = Strangers()
         self._numbers = itertools.count(1)
-        self.proven = 0
-        """On how many open connections evidence was accepted."""
+        self._proven: MachineShares[KnownConnection] = MachineShares(most, "connections")
         self.ended = 0
         """How many connections gave way to others."""
         self.endpoints = TlsEndpoints(tls, self._established)
@@ -113,6 +114,11 @@ class Connections:
         )
         # With those of the exchange, fewer streams than all strangers together may have.
         self.server.gate = self._visits = Visits(2 * limits.unproven)
+
+    @property
+    def proven(self) -> int:
+        """Return on how many open connections evidence was accepted."""
+        return len(self._proven)
 
     @property
     def strangers(self) -> int:
@@ -159,12 +165,12 @@ class Connections:
         """Note how far a stranger has come."""
         self._strangers.advance(caller, stage)
 
-    def prove(self, caller: KnownConnection) -> None:
-        """Note that evidence was accepted on a connection."""
+    def prove(self, caller: KnownConnection, machine: str) -> None:
+        """Note that evidence of a machine was accepted on a connection."""
         if not self._strangers.leave(caller):
             return  # it is proven already, or over
+        self._end(self._proven.join(caller, machine, now=self._now()))
         caller.proven = True
-        self.proven += 1
         self._visits.spare(caller)
         if caller.served is not None:
             caller.served.recognise()
@@ -174,10 +180,13 @@ class Connections:
         """End and return the strangers that are too many."""
         room = strangers_room(most=self._most, proven=self.proven)
         ends = self._strangers.surplus(room, now=self._now())
+        self._end(ends)
+        return ends
+
+    def _end(self, ends: list[KnownConnection]) -> None:
         self.ended += len(ends)
         for one in ends:
             one.end()
-        return ends
 
     def _established(self, user: SocketUser) -> None:
         if isinstance(user, ServedConnection) and isinstance(user.caller, KnownConnection):
@@ -186,9 +195,7 @@ class Connections:
     def _closed(self, caller: KnownConnection) -> None:
         caller.served = None  # which refers to the caller; this breaks the circle
         self._strangers.leave(caller)
-        if caller.proven:
-            caller.proven = False
-            self.proven -= 1
+        self._proven.leave(caller)
 
 
 def server_limits(limits: ExchangeLimits) -> ServerLimits:

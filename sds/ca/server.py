@@ -4,7 +4,8 @@ Owns streams, their time limits and the order of checks. Invariants: nothing is 
 nonce, the policy, the evidence and the item passed their checks, in this order; a request of a
 valid size uses up its nonce, whatever the result; a stream that has proven nothing lives
 ``hello_seconds``, is the first to make room, is read only in its turn (:mod:`sds.ca.unproven`) and
-may send few messages; no stream can hold up another one (a large batch yields to the loop, a slow
+may send few messages; one machine cannot take every stream (:mod:`sds.ca.machine_shares`); no
+stream can hold up another one (a large batch yields to the loop, a slow
 reader waits alone); a fault while one message is answered ends only that stream.
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 import grpc
 
 from sds._proto.sds.ca.v1 import ca_pb2
+from sds.ca.machine_shares import MachineShares, machine_of
 from sds.ca.observe import TimedContext
 from sds.ca.registration import Accepted, AttestedPeer, RegistrationAuthority
 from sds.ca.unproven import Crowd, ReadingTurns
@@ -30,6 +32,7 @@ from sds.outside import ends_one_thing
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from sds.attestation.evidence import Claims
     from sds.ca.proof import Prover
     from sds.clock import Clock
     from sds.exchange.challenge import AuthorityStatement, NonceTable, StreamNonces
@@ -53,7 +56,8 @@ class ExchangeLimits:
 
     Attributes:
         streams: the most streams at once. If one more comes, an unproven one ends, or the new one
-            if all are proven.
+            if all are proven. While few are free, a machine that has more than an eighth of them
+            loses its oldest.
         unproven: the most of these that have proven nothing.
         unproven_bytes: the most bytes of half-received messages of unproven streams.
         hello_seconds: how long a stream may live before its evidence is accepted.
@@ -81,8 +85,8 @@ class _Caller(Protocol):
         """Note that it said Hello."""
         ...
 
-    def proved(self) -> None:
-        """Note that its evidence was accepted."""
+    def proved(self, machine: str) -> None:
+        """Note that evidence of this machine was accepted."""
         ...
 
 
@@ -157,6 +161,7 @@ class ExchangeService:
         self._clock = clock
         self._limits = limits
         self._unproven: Crowd[_Stream] = Crowd(limits.unproven)
+        self._proven: MachineShares[_Stream] = MachineShares(limits.streams, "streams")
         self._issuing = asyncio.Semaphore(_ISSUING)
         self._turns = ReadingTurns(max(1, limits.unproven_bytes // limits.message_bytes))
         self._open: set[_Stream] = set()
@@ -202,18 +207,27 @@ class ExchangeService:
             if stream is not None and stream.writing:
                 context.cut()  # a status cannot be sent behind an answer that nobody reads
             if not self._draining:
-                await context.abort(
-                    grpc.StatusCode.DEADLINE_EXCEEDED,
-                    f"no evidence was accepted within {self._limits.hello_seconds:g} s, or this "
-                    "stream had to make room for another",
-                )
+                await context.abort(*self._why_it_ended(stream))
         finally:
             if stream is not None:
                 self._open.discard(stream)
                 self._unproven.leave(stream)
+                self._proven.leave(stream)
                 self._nonces.close(stream.nonces)
         if self._draining:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the authority is stopping")
+
+    def _why_it_ended(self, stream: _Stream | None) -> tuple[grpc.StatusCode, str]:
+        if stream is not None and stream.proven:
+            return (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "this machine has more than its share of the streams, and few are left",
+            )
+        return (
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            f"no evidence was accepted within {self._limits.hello_seconds:g} s, or this stream "
+            "had to make room for another",
+        )
 
     def _make_room(self) -> bool:
         """Say whether one more stream may be served; if all are open, an unproven one ends."""
@@ -325,7 +339,7 @@ class ExchangeService:
                 raise CallEndedError("the caller has gone")
             self._spend_nonce(stream, request.nonce)
             accepted = self._registration.accept(request, stream.peer)
-            self._proven(stream)
+            self._prove(stream, accepted.claims)
             results = await self._registration.issue(accepted, done=0)
         while len(results) < len(accepted.items):
             async with self._issuing:
@@ -337,7 +351,7 @@ class ExchangeService:
     ) -> ca_pb2.ExchangeResponse:
         self._spend_nonce(stream, request.nonce)
         accepted, result = self._registration.issue_attested_csr(request, stream.peer)
-        self._proven(stream)
+        self._prove(stream, accepted.claims)
         return self._answer(stream, accepted, [result])
 
     def _answer(
@@ -352,12 +366,16 @@ class ExchangeService:
             )
         )
 
-    def _proven(self, stream: _Stream) -> None:
+    def _prove(self, stream: _Stream, claims: Claims) -> None:
         """Let stream and connection stay, because evidence was accepted."""
-        stream.context.caller().proved()
+        machine = machine_of(claims, address=stream.owner)
+        stream.context.caller().proved(machine)
         stream.proven = True
         if self._unproven.leave(stream):
             stream.timeout.reschedule(None)
+            now = self._clock.now().monotonic
+            for one in self._proven.join(stream, machine, now=now):
+                one.end()
 
 
 def _tell_nobody(_seconds: float) -> None:

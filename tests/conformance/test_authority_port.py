@@ -215,7 +215,7 @@ async def test_an_agents_other_calls_stay_once_it_has_proven_itself() -> None:
         agent.flush()
         await until(lambda: len(authority.connections._visits) == 1)
         (served,) = authority.connections.server._connections
-        authority.connections.prove(served.caller)  # type: ignore[arg-type]
+        authority.connections.prove(served.caller, "a machine")  # type: ignore[arg-type]
         assert len(authority.connections._visits) == 0
         async with raw_connection(authority.port) as stranger:
             await stranger.receive()

@@ -14,7 +14,7 @@ from sds import errors
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca.server import ExchangeLimits
 from sds.exchange.challenge import MAX_COVERED, new_nonce
-from tests.support.authority import World, items, wish
+from tests.support.authority import AGENT, Machine, World, items, verifier_of, wish
 from tests.support.raw_exchange import Request, raw_channel, raw_stream, request
 
 WISH = wish()
@@ -75,6 +75,47 @@ async def test_the_oldest_unproven_stream_makes_room_and_proven_ones_do_not() ->
                     ):
                         await late.issue(items([WISH]))
                 await client.issue(items([WISH]))
+
+
+async def test_one_machine_with_every_stream_keeps_no_other_machine_out() -> None:
+    """Its evidence is valid: an agent that was taken over, or that leaks streams."""
+    world, other = World(), Machine(AGENT)
+    async with (
+        world.running(
+            limits=ExchangeLimits(streams=16), verifier=verifier_of(world.agent, other)
+        ) as authority,
+        raw_channel(authority.port) as streams,
+    ):
+        greedy = [streams() for _ in range(16)]
+        for stream in greedy:
+            nonce = (await stream.hello()).nonce
+            await stream.ask(await request(nonce, items([WISH]), world.agent))
+        async with world.client(authority.port, attester=other) as client:
+            await client.issue(items([WISH]))
+            await client.issue(items([WISH]))  # on the same stream
+        for stream in greedy[:7]:
+            assert await stream.status() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "more than its share" in await stream.call.details()
+        nonce = (await greedy[-1].hello()).nonce
+        await greedy[-1].ask(await request(nonce, items([WISH]), world.agent))
+
+
+async def test_one_machine_with_every_connection_keeps_no_other_machine_out() -> None:
+    world, other = World(), Machine(AGENT)
+    async with (
+        world.running(connections=16, verifier=verifier_of(world.agent, other)) as authority,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        known = authority.connections
+        for _ in range(20):
+            greedy = await stack.enter_async_context(world.client(authority.port))
+            await greedy.issue(items([WISH]))
+        assert known.proven == 8
+        honest = await stack.enter_async_context(world.client(authority.port, attester=other))
+        await honest.issue(items([WISH]))
+        await honest.issue(items([WISH]))  # on the same connection
+        assert known.proven == 9
+        assert known.ended == 12
 
 
 async def test_nonces_without_requests_are_bounded_and_cost_few_reports() -> None:

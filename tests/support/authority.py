@@ -83,7 +83,12 @@ class MachineVerifier:
         measurement = report[:48].hex()
         if measurement not in self.measurements:
             raise EvidenceError(f"the measurement {measurement} is not accepted")
-        return Claims(kind=evidence.kind, measurement=measurement, simulated=True)
+        return Claims(
+            kind=evidence.kind,
+            measurement=measurement,
+            simulated=True,
+            attributes={"chip_id": chip.public_bytes_raw().hex()},
+        )
 
 
 def verifier_of(*machines: Machine) -> MachineVerifier:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sds.ca import listening as listening_module
-from sds.ca.connections import Connections, authority_budgets
+from sds.ca.connections import Connections, KnownConnection, authority_budgets
 from sds.ca.listening import open_listeners, peer_name
 from sds.ca.server import ExchangeLimits
 from sds.ca.strangers import YOUNG_SECONDS, Stage, Strangers, strangers_room
@@ -28,7 +28,6 @@ from tests.support.hostile_stranger import HELLO
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from sds.ca.connections import KnownConnection
     from sds.transport.budget import Owner
 
 NOW = 100.0
@@ -189,8 +188,8 @@ async def test_only_the_connection_itself_is_proven_and_it_stays() -> None:
             agents.append(await asyncio.open_connection("127.0.0.1", port, ssl=context()))
             await until(lambda: known.strangers == 1)
             callers[-1].heard()
-            callers[-1].proved()
-            callers[-1].proved()
+            callers[-1].proved("a machine")
+            callers[-1].proved("a machine")
         assert (known.proven, known.strangers) == (2, 0)
         strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
         await until(lambda: known.ended == 2)
@@ -254,12 +253,12 @@ async def test_metrics_count_what_comes_to_the_port() -> None:
 
 async def test_where_agents_have_every_place_nobody_else_gets_one() -> None:
     async with listening(1) as (known, port):
-        known.proven = 1
+        agent = KnownConnection(known, "192.0.2.1")
+        known._proven.join(agent, "a machine", now=NOW)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert await reader.read() == b""
         writer.close()
         assert (known.strangers, known.ended) == (0, 1)
-        known.proven = 0
 
 
 async def test_turns_and_budgets_of_agents_are_apart_from_strangers() -> None:

@@ -64,7 +64,8 @@ class PortCollector(Collector):
         yield connections
         yield CounterMetricFamily(
             "sds_ca_connections_ended",
-            "Connections of strangers that were closed because others needed the room.",
+            "Connections that were closed because others needed the room: those of strangers, and "
+            "those of machines with more than their share.",
             value=0 if source is None else source.ended,
         )
         handshakes = CounterMetricFamily(

@@ -1,0 +1,119 @@
+"""Decides what one machine may have of the authority's streams and connections, when few are left.
+
+Owns the members (streams or connections on which evidence was accepted) of each machine.
+Invariants: as long as one machine has more than an eighth of all that there may be, an eighth stays
+free for others; a machine with no more than that loses none; each change costs the same, however
+many machines there are; once in ten seconds, the log names a machine that loses some. Nothing here
+reads a clock or touches a socket.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from sds.attestation.registry import KINDS
+
+if TYPE_CHECKING:
+    from sds.attestation.evidence import Claims
+
+_LOG: Final = logging.getLogger("sds.ca")
+_SAID_SECONDS: Final = 10.0
+_LEAST_SHARE: Final = 8
+"""An agent opens two streams, and each on a connection of its own while it replaces one."""
+_MemberT = TypeVar("_MemberT")
+
+
+def machine_of(claims: Claims, *, address: str) -> str:
+    """Return a text that names the machine of accepted evidence.
+
+    Args:
+        claims: what the evidence proved.
+        address: the address or network that it came from, for evidence that names no machine: a
+            report with a masked CHIP_ID, for example.
+    """
+    kind = KINDS[claims.kind]
+    if kind.names_node:
+        return f"node {claims.measurement}"
+    for name in kind.machine:
+        value = claims.attributes.get(name, "")
+        if value.strip("0"):
+            return f"{name} {value}"
+    return f"address {address}"
+
+
+class MachineShares(Generic[_MemberT]):
+    """The members of each machine.
+
+    Args:
+        most: how many members of all machines there may be.
+        what: what the members are, for the log.
+    """
+
+    def __init__(self, most: int, what: str) -> None:
+        """Begin with none."""
+        self._what = what
+        self._said_at = float("-inf")
+        self._share = max(_LEAST_SHARE, most // 8)
+        self._room = most - self._share
+        self._machine_of: dict[_MemberT, str] = {}
+        self._members: dict[str, dict[_MemberT, None]] = {}
+        """The members of each machine, the oldest first."""
+        self._above: dict[str, None] = {}
+        """The machines with more than their share: eight at most, or few as long as all are few."""
+
+    def __len__(self) -> int:
+        """Return how many members there are."""
+        return len(self._machine_of)
+
+    def join(self, member: _MemberT, machine: str, *, now: float) -> list[_MemberT]:
+        """Add a member, unless it is there.
+
+        Args:
+            member: a stream or connection.
+            machine: whose it is (:func:`machine_of`).
+            now: seconds of a monotonic clock.
+
+        Returns:
+            The members that have to end, of machines with more than their share; they are removed.
+        """
+        if member not in self._machine_of:
+            self._machine_of[member] = machine
+            members = self._members.setdefault(machine, {})
+            members[member] = None
+            if len(members) > self._share:
+                self._above[machine] = None
+        ends = []
+        while len(self) > self._room and self._above:
+            largest = max(self._above, key=lambda name: len(self._members[name]))
+            self._say(largest, now)
+            oldest = next(iter(self._members[largest]))
+            self.leave(oldest)
+            ends.append(oldest)
+        return ends
+
+    def _say(self, machine: str, now: float) -> None:
+        if now - self._said_at >= _SAID_SECONDS:
+            self._said_at = now
+            _LOG.warning(
+                "few are left, and one machine has more than its share: its oldest end",
+                extra={
+                    "what": self._what,
+                    "machine": machine,
+                    "has": len(self._members[machine]),
+                    "share": self._share,
+                },
+            )
+
+    def leave(self, member: _MemberT) -> bool:
+        """Remove a member, and say whether it was there."""
+        machine = self._machine_of.pop(member, None)
+        if machine is None:
+            return False
+        members = self._members[machine]
+        del members[member]
+        if len(members) <= self._share:
+            self._above.pop(machine, None)
+        if not members:
+            del self._members[machine]
+        return True
