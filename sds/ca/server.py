@@ -223,11 +223,9 @@ class ExchangeService:
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "this machine has more than its share of the streams, and few are left",
             )
-        return (
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            f"no evidence was accepted within {self._limits.hello_seconds:g} s, or this stream "
-            "had to make room for another",
-        )
+        late = f"no evidence was accepted within {self._limits.hello_seconds:g} s"
+        why = f"{late}, or this stream had to make room for another"
+        return grpc.StatusCode.DEADLINE_EXCEEDED, why
 
     def _make_room(self) -> bool:
         """Say whether one more stream may be served; if all are open, an unproven one ends."""
