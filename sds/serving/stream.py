@@ -10,6 +10,7 @@ a request, a stream keeps only names, nonces and a few texts of the node.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,7 +59,6 @@ class Stream:
     __slots__ = (
         "_bucket",
         "_limits",
-        "_loop",
         "_met",
         "_observer",
         "_other_types",
@@ -101,7 +101,6 @@ class Stream:
             what="requests a second on one stream",
             advice="ask for all names in fewer requests, or raise limits.requests_per_second",
         )
-        self._loop = asyncio.get_running_loop()
         self._other_types: set[int] | None = None
         """Hashes of the types that were left unanswered; clients choose the texts."""
         self._writer: asyncio.Task[None] | None = None
@@ -262,7 +261,7 @@ class Stream:
             if way is None or idle:
                 self._writing = False  # the code that takes the request will look
             elif message is not None and not way.send(message):
-                self._writer = self._loop.create_task(self._write_in_background(way))
+                self._writer = way.start(functools.partial(self._write_in_background, way))
             elif self._has_due():
                 return True
             else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from sds.transport.call import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
 
 class Way(Protocol):
@@ -31,6 +31,10 @@ class Way(Protocol):
 
     def soon(self, job: Callable[[], bool]) -> None:
         """Run a job in the owner's turns until it says that nothing is left."""
+        ...
+
+    def start(self, work: Callable[[], Coroutine[Any, None, None]]) -> asyncio.Task[None]:
+        """Run work beside the handler, which the owner pays for as for the handler."""
         ...
 
     def send(self, message: bytes) -> bool:
@@ -84,6 +88,9 @@ class GrpcWay:
 
     def soon(self, job: Callable[[], bool]) -> None:
         self._loop.call_soon(self._run, job)
+
+    def start(self, work: Callable[[], Coroutine[Any, None, None]]) -> asyncio.Task[None]:
+        return self._loop.create_task(work())
 
     def _run(self, job: Callable[[], bool]) -> None:
         if job():

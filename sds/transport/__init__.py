@@ -22,6 +22,7 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``link``              what a call needs of its connection
 ``calls``             the calls of one connection, opened, fed and ended
 ``handling``          a handler run for one call
+``steps``             what runs for a call, in steps that its owner pays for
 ``rate``, ``shares``  how often, and how much
 ``budget``            what each owner of connections uses
 ``usage``             what each owner uses, in plain values for people and metrics

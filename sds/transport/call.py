@@ -22,10 +22,12 @@ import grpc
 from sds.errors import CallEndedError, LimitError, ProtocolError
 from sds.transport.headers import RequestHead
 from sds.transport.messages import MessageReader
+from sds.transport.steps import in_steps
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+    from contextvars import Context
 
     from sds.transport.link import Link
 
@@ -62,6 +64,7 @@ class Call:
         "_wake_reader",
         "_wake_writer",
         "at_once",
+        "context",
         "deadline",
         "over",
         "owner",
@@ -104,6 +107,8 @@ class Call:
         what most small messages need."""
         self.deadline: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
+        self.context: Context | None = None
+        """That of the handler's task."""
 
     # --- for handlers ---------------------------------------------------------------------------
 
@@ -183,6 +188,10 @@ class Call:
     def soon(self, job: Callable[[], bool]) -> None:
         """Run a job in the owner's turns, until it says that nothing is left."""
         self._link.soon(job)
+
+    def start(self, work: Callable[[], Coroutine[Any, None, None]]) -> asyncio.Task[None]:
+        """Run work beside the handler: the owner pays for its steps, and for what it logs."""
+        return self._loop.create_task(in_steps(work, self, self._turns), context=self.context)
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
         """End the call with this status.

@@ -8,6 +8,7 @@ turn, a few in each turn, however many calls end together.
 from __future__ import annotations
 
 import weakref
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -177,7 +178,9 @@ class Calls:
             self._turns,
             pays_for_lines=self._server.limits.owners_pay_for_lines,
         )
-        task = call.task = self._loop.create_task(running, name=call.path)
+        call.context = copy_context()
+        task = self._loop.create_task(running, name=call.path, context=call.context)
+        call.task = task
         self._turns.promise(self._link().owner)
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)

@@ -20,9 +20,10 @@ from sds.errors import CallEndedError, LimitError, MalformedRequestError, Protoc
 from sds.faults import report
 from sds.transport.call import AbortedError
 from sds.transport.owner_lines import RUNS_FOR
+from sds.transport.steps import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+    from collections.abc import AsyncIterator, Callable
 
     from sds.transport.call import Call
     from sds.transport.turns import Turns
@@ -69,61 +70,7 @@ async def serve_in_turns(
     """
     if pays_for_lines:
         RUNS_FOR.set(call.owner)  # for this task and those that it starts
-    await _Steps(serve_call(call, handler, gate), call, turns)
-
-
-class _Steps:
-    """Awaits a coroutine, and measures the processor time of each step.
-
-    Whatever wakes the coroutine, a step begins only while the turn of the loop has time for it;
-    otherwise it waits for the owner's next turn.
-    """
-
-    __slots__ = ("_call", "_coroutine", "_owner", "_turns")
-
-    def __init__(self, coroutine: Coroutine[Any, None, None], call: Call, turns: Turns) -> None:
-        self._coroutine = coroutine
-        self._call = call
-        self._owner = call.owner
-        self._turns = turns
-
-    def __await__(self) -> Generator[Any, None, None]:
-        coroutine, turns = self._coroutine, self._turns
-        error: BaseException | None = None
-        try:
-            while True:
-                if turns.is_over:
-                    error = yield from self._until_turn(error)
-                turns.step_begins()
-                try:
-                    waits_for = coroutine.send(None) if error is None else coroutine.throw(error)
-                except StopIteration:
-                    return
-                finally:
-                    turns.step_ends(self._owner)
-                error = None
-                try:
-                    yield waits_for
-                except BaseException as thrown:  # noqa: BLE001  the handler decides about it
-                    error = thrown
-        finally:
-            error = None  # it refers to this frame; this breaks the circle
-            coroutine.close()
-
-    def _until_turn(
-        self, error: BaseException | None
-    ) -> Generator[Any, None, BaseException | None]:
-        """Wait for the owner's turn; return what the handler must be told, maybe a cancellation."""
-        try:
-            while True:
-                try:
-                    yield from self._call.turn().__await__()
-                except BaseException as thrown:  # noqa: BLE001  the handler decides about it
-                    error = thrown
-                else:
-                    return error
-        finally:
-            error = None  # as above
+    await Steps(serve_call(call, handler, gate), call, turns)
 
 
 async def serve_call(

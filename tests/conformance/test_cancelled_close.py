@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from envoy.service.discovery.v3 import discovery_pb2
 
@@ -12,7 +12,7 @@ from sds.serving.observer import Method
 from tests.support.serving import serving, svid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
 
@@ -30,6 +30,9 @@ class SlowWay:
 
     def soon(self, job: Callable[[], bool]) -> None:
         asyncio.get_running_loop().call_soon(job)
+
+    def start(self, work: Callable[[], Coroutine[Any, None, None]]) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(work())
 
     def send(self, message: bytes) -> bool:
         return not message

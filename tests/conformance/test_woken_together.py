@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ import grpc
 import pytest
 
 from sds.errors import WorkloadError
+from sds.serving.conversation import Conversation
 from sds.serving.service import SecretService
 from sds.transport.server import Server
 from sds.unix_sockets import listening
+from tests.support.door_client import SETTINGS, frame
 from tests.support.raw_client import STREAM, connected, discovery, message
-from tests.support.serving import serving
+from tests.support.serving import TD, root, serving
 from tests.support.turn_counter import turns
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from sds.serving.stream import Stream
     from tests.support.raw_client import RawClient
+    from tests.support.serving import Serving
 
 STREAMS = 100
 MOST = 30
@@ -105,3 +109,46 @@ async def test_streams_of_a_caller_that_is_gone_end_in_turns(
             got = await asyncio.to_thread(raw.read_times, b"grpc-status", STREAMS)
         assert b"PRIVATE KEY" not in got
     assert max(counter.seen.values()) <= MOST
+
+
+def all_streams(at: Serving) -> list[Stream]:
+    return [one for session in at.service.sessions() for one in session.streams]
+
+
+def window(size: int) -> bytes:
+    """How much the server may send on each stream, from now on."""
+    return frame(SETTINGS, 0, 0, struct.pack(">HI", 4, size))
+
+
+async def test_pushes_that_windows_held_back_go_on_in_turns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The owner pays for these steps too, however short its steps were before."""
+    count: Counter[str] = Counter()
+    make = Conversation.next
+
+    def making(conversation: Conversation) -> bytes | None:
+        counter.work()
+        count["made"] += 1
+        return make(conversation)
+
+    async with serving(tmp_path) as at, turns() as counter:
+        with connected(at.socket) as raw:
+            await asyncio.to_thread(call_many, raw, STREAM, discovery("ROOTCA"))
+            await asyncio.to_thread(raw.read_times, b"BEGIN CERTIFICATE", STREAMS)
+            raw.connection.sendall(window(0))
+            await asyncio.sleep(0.1)
+            at.store.put_bundle(TD, [root("one").der, root("two").der])
+            while not all(one._writer is not None for one in all_streams(at)):
+                await asyncio.sleep(0.01)
+            at.store.put_bundle(TD, [root("two").der])
+            await asyncio.sleep(0.1)
+            way: Any = all_streams(at)[0]._way
+            account = way.owner.account
+            account.step_seconds = 20e-6
+            used = account.processor._full_at
+            monkeypatch.setattr(Conversation, "next", making)
+            raw.connection.sendall(window(2**31 - 1))
+            await until(count, "made")
+    assert max(counter.seen.values()) <= MOST
+    assert account.processor._full_at - used > 0.001 * STREAMS
