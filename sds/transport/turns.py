@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import OrderedDict, deque
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from sds.faults import report
@@ -70,6 +71,8 @@ class Turns:
         self._accepted = 0.0
         """Seconds that accepting took since the last turn."""
         self._turn_is_due = False
+        self._context = Context()
+        """Of every turn: an empty one, not that of the handler which happened to need a turn."""
         self.buffer = bytearray(BUFFER_BYTES)
         """The buffer into which all sockets of this loop read."""
 
@@ -158,7 +161,7 @@ class Turns:
         """Expect a turn; callers that are called for each message look first whether one is due."""
         if not self._turn_is_due:
             self._turn_is_due = True
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._turn, context=self._context)
 
     def _turn(self) -> None:
         self._turn_is_due = False

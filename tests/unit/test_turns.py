@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from itertools import pairwise
 
-from sds.transport.budget import Budgets
+from sds.transport.budget import Budgets, Owner
+from sds.transport.owner_lines import RUNS_FOR
 from sds.transport.turns import TURN_SECONDS, Turns
 
 
@@ -57,6 +58,22 @@ async def test_who_has_nothing_left_that_waits_has_its_next_turn_all_the_same() 
     assert sorted(done) == [1, 2, 3]
     assert not turns._jobs
     assert not turns._row
+
+
+async def test_jobs_log_for_nobody_whose_handler_happened_to_run_before() -> None:
+    """Else an owner that used up its log lines would hide what is said of others."""
+    budgets, turns = Budgets(), Turns(asyncio.get_running_loop())
+    noisy, other = budgets.owner("pod a"), budgets.owner("pod b")
+    seen: list[Owner | None] = []
+
+    def job() -> bool:
+        seen.append(RUNS_FOR.get())
+        return len(seen) < 2
+
+    RUNS_FOR.set(noisy)
+    turns.queue(other, "b", job)
+    await turns_of_the_loop()
+    assert seen == [None, None]
 
 
 async def test_steps_that_are_longer_than_a_turn_leave_time_for_reading() -> None:
