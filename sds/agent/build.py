@@ -31,13 +31,15 @@ from sds.workload.mapping import WorkloadRule
 from sds.workload.service_dns_names import wildcards
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sds.agent.config import AgentConfig
     from sds.agent.memory_fit import MemoryFit
     from sds.agent.node_socket import NodeSocket
     from sds.agent.owners import Owners
     from sds.agent.policy import AgentPolicy
+    from sds.attestation.evidence import Verifier
+    from sds.attestation.reference_values import ReferenceValues
     from sds.authority.attested import AuthoritySettings
     from sds.authority.registry import AuthorityClient
     from sds.clock import Clock
@@ -110,17 +112,24 @@ def authority_client(
             "attestation.kind is missing",
             advice="our own authority certifies only agents that give evidence",
         )
-    verifier = None
-    if verified_by is not None:
-        make = verified_by.verifier
-        verifier = instruments.verifier(make() if policy is None else policy.verifier(make))
+    verifier: Verifier | None = None
+    if policy is not None:
+        # Without a verifier of the configuration's, one is made once the policy demands evidence.
+        make = _policys_alone(config, clock) if verified_by is None else verified_by.verifier
+        verifier = policy.verifier(make, demanded=verified_by is not None)
+    elif verified_by is not None:
+        verifier = verified_by.verifier()
     return AttestedAuthority(
         authority_settings(config, section),
         attester=instruments.attester(keyed(attester, config.attestation)),
-        verifier=verifier,
+        verifier=None if verifier is None else instruments.verifier(verifier),
         clock=clock,
         policy=None if policy is None else policy.holder,
     )
+
+
+def _policys_alone(config: AgentConfig, clock: Clock) -> Callable[[ReferenceValues], Verifier]:
+    return lambda values: Verification(config.verification, clock=clock).verifier(values)
 
 
 def authority_settings(config: AgentConfig, section: OwnAuthoritySection) -> AuthoritySettings:

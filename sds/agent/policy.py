@@ -98,16 +98,19 @@ class AgentPolicy:
         self.authorizations = PolicyAuthorizations(self.holder)
         self._sources: dict[TrustDomain, BundleSource] = {}
 
-    def verifier(self, make: Callable[[ReferenceValues], Verifier]) -> Verifier:
+    def verifier(
+        self, make: Callable[[ReferenceValues], Verifier], *, demanded: bool
+    ) -> PolicyVerifier:
         """Make the verifier of the authority's evidence, with the policy's reference values too.
 
         Args:
             make: makes a verifier with the configured roots and the given reference values.
+            demanded: whether the configuration demands evidence, too.
         """
         return PolicyVerifier(
             self.holder,
             role=Role.AUTHORITIES,
-            configured=self._config.verification.reference_values,
+            configured=self._config.verification.reference_values if demanded else None,
             make=make,
         )
 

@@ -2,8 +2,10 @@
 
 Owns the agent's side of the exchange. Invariants: until the authority's evidence is verified, only
 a nonce and the policy's digest and epoch are sent; every returned chain is signed by the key that
-this evidence covers, and the evidence covers every root; a stream on which anything went wrong is
-closed and never used again. One exchange runs at a time; a cancelled one closes the stream.
+this evidence covers, and the evidence covers every root; what an authority gives counts only while
+a policy is in force, if there is one to follow, and only if the authority was verified under it; a
+stream on which anything went wrong is closed and never used again. One exchange runs at a time; a
+cancelled one closes the stream.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ import asyncio
 import logging
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.evidence import answer_challenge
 from sds.authority.channel import AttestedTls, VerifiedTls, connect, split_address
 from sds.authority.patience import patient_seconds
+from sds.authority.policy_peer import NoPolicy
 from sds.authority.port import Issuance
 from sds.authority.replicas import (
     ASK_ANOTHER,
@@ -26,7 +29,7 @@ from sds.authority.replicas import (
     most_telling,
     places_of,
 )
-from sds.authority.session import Session, deadline, verify_challenge
+from sds.authority.session import Session, deadline, demanded, verify_challenge
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
@@ -39,13 +42,13 @@ from sds.errors import (
 from sds.exchange import wire
 from sds.exchange.challenge import digest_of, lifetime_seconds, new_nonce, request_report_data
 from sds.exchange.item import IssuedChain
-from sds.policy.standing import NO_POLICY_DIGEST
 from sds.reasons.authority import NO_ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from sds.attestation.evidence import Attester, Verifier
+    from sds.authority.policy_peer import PolicyPeer
     from sds.clock import Clock
     from sds.exchange.item import CertificateItem
 
@@ -56,42 +59,6 @@ _RANDOM: Final = random.SystemRandom()
 _TRY_AGAIN: Final = frozenset({"nonce_expired", "nonce_unknown", "nonce_used"})
 """Refusals that the fresh nonce in the same answer cures at once."""
 _SAY_HELLO: Final = frozenset({"challenge_stale"})
-
-
-class PolicyPeer(Protocol):
-    """Gives the agent's policy in force, and takes a newer one that the authority hands over."""
-
-    @property
-    def digest(self) -> bytes:
-        """Return the SHA-256 of the policy in force (of the empty string if there is none)."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """Return the epoch of that policy; 0 if there is none."""
-        ...
-
-    @property
-    def document(self) -> bytes:
-        """Return the signed policy, to hand to an authority that is behind, or nothing."""
-        ...
-
-    async def offer(self, document: bytes) -> bool:
-        """Take a signed policy from the authority, and say whether it is in force now."""
-        ...
-
-
-class NoPolicy:
-    """An agent without a signed policy."""
-
-    digest = NO_POLICY_DIGEST
-    epoch = 0
-    document = b""
-
-    async def offer(self, document: bytes) -> bool:
-        """Take nothing: there are no keys to verify it with."""
-        del document
-        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +99,8 @@ class AttestedAuthority:
             settings: addresses, TLS and time limits.
             attester: gives our evidence.
             verifier: verifies the authority's evidence. None accepts an authority without evidence,
-                which only verified TLS allows.
+                which only verified TLS allows; so does one that demands none now
+                (:class:`sds.authority.session.ChangingDemands`).
             clock: gives the time at which evidence and chains must be valid.
             policy: gives our policy in force.
             shuffle: puts the replicas into an order.
@@ -179,6 +147,7 @@ class AttestedAuthority:
             AuthorityRefusedError: a replica refused the request as a whole.
             EvidenceError: our evidence cannot be collected, or that of every authority that was
                 reached is refused.
+            PolicyNotInForceError: none is in force here, and the authority gave certificates.
         """
         if not items:
             return Issuance(outcomes=(), roots=())
@@ -192,6 +161,7 @@ class AttestedAuthority:
             AuthorityUnavailableError: no replica could be reached, or none answered in time.
             AuthorityRefusedError: a replica refused.
             EvidenceError: the evidence of every authority that was reached is refused.
+            PolicyNotInForceError: none is in force here.
         """
         async with self._turn:
             return await self._anywhere(self._roots)
@@ -254,6 +224,7 @@ class AttestedAuthority:
         except BaseException:
             await self._drop()
             raise
+        self._policy.require_in_force()
         return session.trusted.statement.roots
 
     async def _drop(self) -> None:
@@ -307,12 +278,17 @@ class AttestedAuthority:
                 answer.challenge,
                 nonce=nonce,
                 tls_key=session.connection.tls_key,
-                verifier=self._verifier,
+                verifier=demanded(self._verifier),
                 now=now.wall,
             )
         except CertificateError as error:
             raise AuthorityAnswerError(f"{session.address}: {error}") from error
         session.trust(trusted, policy=policy, now=now)
+
+    async def _under_policy(self, session: Session) -> None:
+        """Verify the authority under the policy that is in force now: it says who may be one."""
+        while session.verified_by != self._policy.digest:
+            await self._hello(session)
 
     async def _exchange(self, session: Session, items: Sequence[CertificateItem]) -> Issuance:
         try:
@@ -337,10 +313,14 @@ class AttestedAuthority:
         digests = [digest_of(item) for item in items]
         refused: AuthorityRefusedError | None = None
         for _ in range(_TRIES_ON_A_STREAM):
+            await self._under_policy(session)
             answer = await session.ask(await self._request(session, items, digests))
             match answer.WhichOneof("response"):
                 case "certificates":
-                    return self._issuance(session, answer.certificates, items)
+                    issuance = self._issuance(session, answer.certificates, items)
+                    await self._under_policy(session)  # another one may have come meanwhile
+                    self._policy.require_in_force()
+                    return issuance
                 case "refusal":
                     session.nonce = answer.refusal.next_nonce
                     refused = self._refused(session, answer.refusal)

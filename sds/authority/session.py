@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import grpc
 import grpc.aio
 
+from sds.attestation.evidence import Verifier
 from sds.authority.connection_failure import OWN_AUTHORITY, explained
 from sds.authority.patience import reason_of_end
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, EvidenceError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds._proto.sds.ca.v1 import ca_pb2
-    from sds.attestation.evidence import Claims, Verifier
+    from sds.attestation.evidence import Claims
     from sds.authority.channel import AuthorityConnection
     from sds.clock import Instant
 
@@ -54,6 +55,23 @@ class TrustedAuthority:
     claims: Claims | None
     presented: tuple[bytes, ...] = field(repr=False)
     nonce: bytes
+
+
+@runtime_checkable
+class ChangingDemands(Verifier, Protocol):
+    """A verifier whose reference values come and go with the policy."""
+
+    @property
+    def demands_evidence(self) -> bool:
+        """Say whether there are any now."""
+        ...
+
+
+def demanded(verifier: Verifier | None) -> Verifier | None:
+    """Return the verifier if evidence is demanded now, else None."""
+    if isinstance(verifier, ChangingDemands) and not verifier.demands_evidence:
+        return None
+    return verifier
 
 
 def verify_challenge(
@@ -133,7 +151,8 @@ class Session:
         self._call: Any = None
         self._trusted: TrustedAuthority | None = None
         self._verified_at = float("-inf")
-        self._verified_by = b""
+        self.verified_by = b""
+        """The digest of the policy under which the other end was verified."""
 
     @property
     def usable(self) -> bool:
@@ -163,7 +182,7 @@ class Session:
         """
         known = self._trusted
         age = now.boottime - self._verified_at
-        if known is None or age > VERIFIED_SECONDS or policy != self._verified_by:
+        if known is None or age > VERIFIED_SECONDS or policy != self.verified_by:
             return False
         if len(challenge.nonce) != NONCE_BYTES or nonce not in (
             challenge.covered_nonces or [nonce]
@@ -175,7 +194,7 @@ class Session:
     def trust(self, authority: TrustedAuthority, *, policy: bytes, now: Instant) -> None:
         """Trust the authority, whose Challenge was verified under the policy with this digest."""
         known = self._trusted
-        self._trusted, self._verified_at, self._verified_by = authority, now.boottime, policy
+        self._trusted, self._verified_at, self.verified_by = authority, now.boottime, policy
         self.nonce = authority.nonce
         claims = authority.claims
         if known is not None and known.statement.issuing_key == authority.statement.issuing_key:

@@ -120,7 +120,8 @@ class UpstreamSection(Settings):
     verification: VerificationSection | None = Field(
         default=None,
         description="What the evidence of the authority above must show. Without this block it "
-        "needs no evidence, which requires `tls` with `root` and `server_name`.",
+        "needs no evidence, unless the policy has `reference_values.authorities`; that requires "
+        "`tls` with `root` and `server_name`.",
     )
 
     @model_validator(mode="after")

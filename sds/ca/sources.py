@@ -11,16 +11,19 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from sds.attestation.build import Verification
+from sds.attestation.section import VerificationSection
 from sds.authority.attested import AttestedAuthority
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.ca.operator_files import FromOperator
 from sds.ca.signers import FromUpstream, SelfSigned
 from sds.errors import ConfigurationError
+from sds.policy.verification import PolicyVerifier, Role
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sds.attestation.evidence import Attester
+    from sds.attestation.evidence import Attester, Verifier
+    from sds.attestation.reference_values import ReferenceValues
     from sds.ca.signers import SignerSource
     from sds.clock import Clock
     from sds.policy.holder import PolicyHolder
@@ -107,10 +110,32 @@ def upstream_client(
             "signer.kind is upstream, and attestation.kind is missing",
             advice="the authority above signs for measured machines only",
         )
+    verifier = verification.verifier() if verification is not None else None
+    if policy is not None:
+        verifier = _with_policys(policy, section.verification, verification, clock)
     return AttestedAuthority(
         section.authority.settings(),
         attester=attester,
-        verifier=verification.verifier() if verification is not None else None,
+        verifier=verifier,
         clock=clock,
         policy=policy,
+    )
+
+
+def _with_policys(
+    policy: PolicyHolder,
+    section: VerificationSection | None,
+    verification: Verification | None,
+    clock: Clock,
+) -> Verifier:
+    """Make a verifier of the authority above, with what the policy demands of authorities too."""
+
+    def alone(values: ReferenceValues) -> Verifier:
+        return Verification(VerificationSection(), clock=clock).verifier(values)
+
+    return PolicyVerifier(
+        policy,
+        role=Role.AUTHORITIES,
+        configured=None if section is None else section.reference_values,
+        make=alone if verification is None else verification.verifier,
     )

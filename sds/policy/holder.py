@@ -48,7 +48,7 @@ _LONGEST_SLEEP: Final = 60.0
 
 
 class PolicyHolder:
-    """The policy in force; serves an agent as ``sds.authority.attested.PolicyPeer``.
+    """The policy in force; serves an agent as :class:`sds.authority.policy_peer.PolicyPeer`.
 
     Args:
         start: the configured trust domain, signers and lowest epoch.
@@ -81,6 +81,10 @@ class PolicyHolder:
         """
         return self._state.in_force(self._clock.now().wall)
 
+    def require_in_force(self) -> None:
+        """Do what :meth:`in_force` does, for those who read no policy."""
+        self.in_force()
+
     @property
     def current(self) -> AdmittedPolicy | None:
         """Return the policy in force now, or None."""
@@ -88,6 +92,11 @@ class PolicyHolder:
             return self.in_force()
         except PolicyNotInForceError:
             return None
+
+    @property
+    def newest(self) -> AdmittedPolicy | None:
+        """Return the policy that is in force, or was until it expired; None if none ever was."""
+        return self._state.policy
 
     @property
     def absence(self) -> str:

@@ -1,8 +1,8 @@
-"""Verifies evidence by the reference values of the policy in force and of the configuration.
+"""Verifies evidence by the reference values of the policy and of the configuration.
 
 Owns the choice of reference values at each verification. Invariants: if the policy names values for
-the role, they decide; if the configuration names some too, both must accept; a change of policy
-applies from the next verification on.
+the role, they decide, also after its end, which gives nobody a right; if the configuration names
+some too, both must accept; a change of policy applies from the next verification on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import enum
 from typing import TYPE_CHECKING
 
 from sds.attestation.reference_values import ReferenceValues
-from sds.errors import PolicyNotInForceError
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,12 +29,12 @@ class Role(enum.StrEnum):
 
 
 class PolicyVerifier:
-    """A :class:`sds.attestation.evidence.Verifier` that uses the policy in force.
+    """A :class:`sds.attestation.evidence.Verifier` that uses the policy's reference values.
 
     Args:
-        holder: has the policy in force.
+        holder: has the policy.
         role: the party whose evidence is verified.
-        configured: the configuration's reference values.
+        configured: the configuration's reference values; None if it demands no evidence.
         make: makes a verifier with the configured roots and the given reference values.
     """
 
@@ -43,16 +43,21 @@ class PolicyVerifier:
         holder: PolicyHolder,
         *,
         role: Role,
-        configured: ReferenceValues,
+        configured: ReferenceValues | None,
         make: Callable[[ReferenceValues], Verifier],
     ) -> None:
         self._holder = holder
         self._role = role
         self._make = make
-        self._configured = make(configured)
-        self._demands_more = configured != ReferenceValues()
+        self._configured = None if configured is None else make(configured)
+        self._demands_more = configured is not None and configured != ReferenceValues()
         self._values: ReferenceValues | None = None
         self._by_policy: Verifier | None = None
+
+    @property
+    def demands_evidence(self) -> bool:
+        """Say whether the policy or the configuration demands evidence now."""
+        return self._configured is not None or self._current() is not None
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
         """Verify evidence by the policy's and the configuration's reference values.
@@ -60,19 +65,22 @@ class PolicyVerifier:
         Raises:
             EvidenceError: the reason names the first check that failed.
         """
-        by_policy = self._current()
-        if by_policy is None:
-            return self._configured.verify(evidence, data=data, now=now)
-        if self._demands_more:
-            self._configured.verify(evidence, data=data, now=now)
-        return by_policy.verify(evidence, data=data, now=now)
+        by_policy, configured = self._current(), self._configured
+        claims: Claims | None = None
+        if configured is not None and (by_policy is None or self._demands_more):
+            claims = configured.verify(evidence, data=data, now=now)
+        if by_policy is not None:
+            claims = by_policy.verify(evidence, data=data, now=now)
+        if claims is None:
+            raise EvidenceError("there are no reference values to verify evidence by")
+        return claims
 
     def _current(self) -> Verifier | None:
-        try:
-            by_role = self._holder.in_force().reference_values
-        except PolicyNotInForceError:
-            return None
-        values = by_role.agents if self._role is Role.AGENTS else by_role.authorities
+        policy = self._holder.newest
+        values: ReferenceValues | None = None
+        if policy is not None:
+            by_role = policy.reference_values
+            values = by_role.agents if self._role is Role.AGENTS else by_role.authorities
         if values != self._values:
             self._values = values
             self._by_policy = None if values is None else self._make(values)

@@ -428,6 +428,9 @@ class Follower:
     document: bytes = b"old"
     willing: bool = True
 
+    def require_in_force(self) -> None:
+        """It always is."""
+
     async def offer(self, document: bytes) -> bool:
         if self.willing:
             self.digest, self.epoch, self.document = document[:32], 2, document

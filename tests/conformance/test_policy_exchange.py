@@ -8,12 +8,25 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from sds import errors
+from sds.attestation.reference_values import ReferenceValues
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.clock import Instant, SystemClock
 from sds.policy.holder import PolicyHolder
 from sds.policy.succession import PolicySuccession
-from tests.support.authority import AGENT, Machine, World, identity, items, wish
+from sds.policy.verification import PolicyVerifier, Role
+from tests.support.authority import (
+    AGENT,
+    AUTHORITY,
+    Machine,
+    MachineVerifier,
+    World,
+    identity,
+    items,
+    wish,
+)
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.refusals import refused
 
@@ -265,6 +278,87 @@ async def test_a_policy_that_changes_on_an_open_stream_holds_from_the_next_reque
         agent.take(epoch(4), origin="test")
         assert await ask(client) == ""
         assert authority.epoch == 4
+
+
+def trusted_under(holder: PolicyHolder, world: World) -> PolicyVerifier:
+    """Trusts the authorities that the policy in force names, of this world's chip."""
+
+    def make(values: ReferenceValues) -> MachineVerifier:
+        accepted = {*values.measurements} or {AUTHORITY, OLD_AUTHORITY}
+        return MachineVerifier([world.authority.key.public_key()], accepted)
+
+    return PolicyVerifier(holder, role=Role.AUTHORITIES, configured=ReferenceValues(), make=make)
+
+
+def naming(number: int, *authorities: str) -> SignedPolicy:
+    return epoch(number, reference_values={"authorities": {"measurements": [*authorities]}})
+
+
+OLD_AUTHORITY = "ce" * 48
+
+
+async def test_an_authority_that_the_next_policy_does_not_name_issues_nothing_under_it() -> None:
+    """Whether it hands that policy over itself, or the agent has it from its file."""
+    for before in (naming(1, OLD_AUTHORITY, AUTHORITY), epoch(1)):
+        world = World()
+        world.authority.measurement = OLD_AUTHORITY
+        authority = party(naming(2, AUTHORITY))
+        agent = party(before)
+        async with world.running(policy=SignedIssuancePolicy(authority)) as running:
+            verifier = trusted_under(agent, world)
+            async with world.client(running.port, policy=agent, verifier=verifier) as client:
+                with pytest.raises(errors.EvidenceError, match=OLD_AUTHORITY):
+                    await client.issue(items([wish()]))
+                assert agent.epoch == 2
+                assert client.connected_to is None
+        world = World()
+        world.authority.measurement = OLD_AUTHORITY
+        agent = party(before)
+        async with world.running() as running:  # it asks for nobody's policy
+            verifier = trusted_under(agent, world)
+            async with world.client(running.port, policy=agent, verifier=verifier) as client:
+                assert await ask(client) == ""
+                agent.take(naming(2, AUTHORITY), origin="disk")
+                with pytest.raises(errors.EvidenceError, match=OLD_AUTHORITY):
+                    await client.issue(items([wish()]))
+                agent.take(naming(3, AUTHORITY, OLD_AUTHORITY), origin="disk")
+                assert await ask(client) == ""
+
+
+async def test_an_answer_counts_only_if_a_policy_that_came_meanwhile_names_who_gave_it() -> None:
+    world = World()
+    world.authority.measurement = OLD_AUTHORITY
+    agent = party(epoch(1))
+
+    class Takes(Machine):
+        async def attest(self, data: ReportData) -> Evidence:
+            agent.take(naming(2, AUTHORITY), origin="disk")
+            return await super().attest(data)
+
+    attester = Takes(AGENT, key=world.agent.key)
+    async with (
+        world.running() as running,
+        world.client(
+            running.port, policy=agent, verifier=trusted_under(agent, world), attester=attester
+        ) as client,
+    ):
+        with pytest.raises(errors.EvidenceError, match=OLD_AUTHORITY):
+            await client.issue(items([wish()]))
+
+
+async def test_without_a_policy_in_force_no_authority_s_certificates_or_roots_count() -> None:
+    """Who may be an authority is not known then, and both would outlast the wait for a policy."""
+    for holder in (party(), party(ONE, clock=(clock := ShiftedClock()))):
+        clock.shift = timedelta(days=2)
+        world = World()
+        async with world.running() as running, world.client(running.port, policy=holder) as client:
+            for use in (client.issue(items([wish()])), client.roots()):
+                with pytest.raises(errors.PolicyNotInForceError):
+                    await use
+            later = datetime.now(UTC) + timedelta(days=9)
+            holder.take(epoch(2, not_after=later.isoformat()), origin="disk")
+            assert await ask(client) == ""
+            assert await client.roots()
 
 
 async def test_the_policy_is_not_handed_to_whoever_has_no_evidence() -> None:

@@ -145,6 +145,11 @@ class MeteredVerifier:
         for kind in KINDS:
             start_at_zero(families.verdicts, (ACCEPTED, *ATTESTATION), str(kind))
 
+    @property
+    def demands_evidence(self) -> bool:
+        """Say whether the real verifier demands evidence now."""
+        return bool(getattr(self._inner, "demands_evidence", True))
+
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
         try:
             claims = self._inner.verify(evidence, data=data, now=now)

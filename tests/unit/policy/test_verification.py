@@ -15,6 +15,7 @@ from sds.identity import TrustDomain
 from sds.policy.holder import PolicyHolder
 from sds.policy.succession import PolicySuccession
 from sds.policy.verification import PolicyVerifier, Role
+from tests.support.clock import FakeClock
 from tests.support.policies import Signatory, document, sign, trusting
 
 if TYPE_CHECKING:
@@ -79,3 +80,29 @@ def test_the_policy_s_reference_values_hold_from_the_next_verification_on(role: 
     other = next(one for one in Role if one is not role)
     publish(4, {other.value: {"measurements": [ONE]}})
     assert (accepted(verifier), accepted(narrow)) == ([ONE, TWO], [TWO])
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_values_of_a_policy_that_is_over_still_count(role: Role) -> None:
+    """Its end gives nobody a right: else, whoever sets a clock forward is an authority."""
+    clock = FakeClock()
+    start = PolicySuccession(trust_domain=TrustDomain("example.org"), trusted=trusting(ALICE))
+    holder = PolicyHolder(start, clock=clock)
+    now = clock.now().wall
+    fields = document(
+        1,
+        not_before=(now - timedelta(hours=1)).isoformat(),
+        not_after=(now + timedelta(hours=1)).isoformat(),
+        reference_values={role.value: {"measurements": [ONE]}},
+    )
+    verifier = PolicyVerifier(holder, role=role, configured=None, make=ByMeasurement)
+    demanded = [verifier.demands_evidence]
+    assert accepted(verifier) == []
+    assert holder.take(sign(fields, ALICE), origin="test").taken
+    demanded.append(verifier.demands_evidence)
+    assert accepted(verifier) == [ONE]
+    clock.step(7200)
+    assert holder.current is None
+    demanded.append(verifier.demands_evidence)
+    assert accepted(verifier) == [ONE]
+    assert demanded == [False, True, True]
