@@ -9,6 +9,7 @@ expires.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,8 @@ _LAST_SECONDS: Final = 5.0
 """A certificate with less than this part of its time left, or these seconds, is replaced at once:
 a root that other nodes may not know yet is better than a certificate that has ended."""
 _LOOK_SECONDS: Final = 1.0
+_NAMED: Final = 10
+"""How many stragglers a log line names: clients choose how many there are."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -178,7 +181,7 @@ class RootRollover:
                 len(stragglers),
                 fingerprint[:16],
                 self._ack_seconds,
-                extra={"root": fingerprint, "stragglers": sorted(stragglers)},
+                extra={"root": fingerprint, "stragglers": heapq.nsmallest(_NAMED, stragglers)},
             )
 
     def served(self, fingerprint: str, not_after: datetime) -> None:

@@ -13,7 +13,6 @@ for ACKs.
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import secrets
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, NewType
 
 from sds.faults import report
 from sds.identity import Identity, TrustDomain
+from sds.secrets.books import SubscriptionBooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -93,18 +93,6 @@ class Change:
     keys: frozenset[ResourceKey]
 
 
-@dataclass(slots=True, kw_only=True)
-class _Delivery:
-    """The versions of one resource that one subscription was sent and may still use.
-
-    ``keys`` maps each version that the subscriber may still use to the key id in it (the empty
-    string for a bundle): the last one ACKed and everything sent after it.
-    """
-
-    acked: Version | None = None
-    keys: dict[Version, str] = field(default_factory=dict)
-
-
 class SecretStore:
     """The current secrets, and what each subscription may still use.
 
@@ -120,7 +108,7 @@ class SecretStore:
         self._listeners: dict[int, Callable[[Change], None]] = {}
         self._listener_ids = itertools.count(1)
         self._subscription_ids = itertools.count(1)
-        self._deliveries: dict[SubscriptionId, dict[ResourceKey, _Delivery]] = {}
+        self._books = SubscriptionBooks()
         self._delivered: asyncio.Event | None = None
         """Set when a subscription lets a version go; it exists only while somebody waits for it."""
 
@@ -195,69 +183,42 @@ class SecretStore:
     def open_subscription(self) -> SubscriptionId:
         """Begin the books of a new stream; end them with :meth:`close_subscription`."""
         subscription = SubscriptionId(next(self._subscription_ids))
-        self._deliveries[subscription] = {}
+        self._books.open(subscription)
         return subscription
 
     def close_subscription(self, subscription: SubscriptionId) -> None:
         """Close the books of a stream that ended; what it was sent no longer counts."""
-        self._deliveries.pop(subscription, None)
+        self._books.close(subscription)
         self._wake()
 
     def sent(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
         """Note that a response with this version was given to the stream's transport."""
-        deliveries = self._deliveries[subscription]
-        delivery = deliveries.get(key)
-        if delivery is None:
-            delivery = deliveries[key] = _Delivery()
         held = self._svids.get(key) if isinstance(key, Identity) else None
-        delivery.keys[version] = held.svid.key_id if held and held.version == version else ""
+        key_id = held.svid.key_id if held and held.version == version else ""
+        self._books.sent(subscription, key, version, key_id)
 
     def acked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
         """Note an ACK of this version: the subscriber has let go of every earlier version."""
-        delivery = self._deliveries[subscription].get(key)
-        if delivery is None or version not in delivery.keys:
-            return
-        delivery.acked = version
-        if len(delivery.keys) > 1:
-            oldest = _ordinal(version)
-            delivery.keys = {
-                kept: key_id
-                for kept, key_id in delivery.keys.items()
-                if kept == version or _ordinal(kept) >= oldest
-            }
-        self._wake()
+        if self._books.acked(subscription, key, version):
+            self._wake()
 
     def nacked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
         """Note a NACK of this version: the subscriber goes on using what it ACKed before."""
-        delivery = self._deliveries[subscription].get(key)
-        if delivery is not None:
-            delivery.keys.pop(version, None)
-            self._wake()
+        self._books.nacked(subscription, key, version)
 
     # --- rotation asks --------------------------------------------------------------------------
 
     def stragglers(self, trust_domain: TrustDomain, version: Version) -> frozenset[SubscriptionId]:
         """Return the bundle's live subscriptions that ACKed neither ``version`` nor a later one."""
-        return frozenset(
-            subscription
-            for subscription, deliveries in self._deliveries.items()
-            if (delivery := deliveries.get(trust_domain)) is not None
-            and (delivery.acked is None or _ordinal(delivery.acked) < _ordinal(version))
-        )
+        return self._books.stragglers(trust_domain, version)
 
     def subscription_count(self) -> int:
         """Return how many names streams subscribe to, over all streams."""
-        return len(self._deliveries)
+        return len(self._books)
 
     def held_keys(self) -> frozenset[str]:
         """Return the ids of all keys that any live subscription may still use."""
-        return frozenset(
-            key_id
-            for deliveries in self._deliveries.values()
-            for delivery in deliveries.values()
-            for key_id in delivery.keys.values()
-            if key_id
-        )
+        return self._books.held_keys()
 
     async def until_acked(
         self, trust_domain: TrustDomain, version: Version, *, timeout_seconds: float
@@ -265,13 +226,13 @@ class SecretStore:
         """Wait at most ``timeout_seconds`` until no straggler is left, and return who is left."""
         try:
             async with asyncio.timeout(timeout_seconds):
-                while left := self.stragglers(trust_domain, version):
+                while self._books.lags(trust_domain, version):
                     if self._delivered is None:
                         self._delivered = asyncio.Event()
                     await self._delivered.wait()
         except TimeoutError:
-            left = self.stragglers(trust_domain, version)
-        return left
+            return self.stragglers(trust_domain, version)
+        return frozenset()
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -288,9 +249,3 @@ class SecretStore:
         delivered, self._delivered = self._delivered, None
         if delivered is not None:
             delivered.set()
-
-
-@functools.lru_cache(maxsize=64)
-def _ordinal(version: Version) -> int:
-    """Return the number of a version; each of a rotation's ACKs asks for the same two."""
-    return int(version.rpartition("-")[2])

@@ -1,9 +1,13 @@
 import asyncio
+import random
 from datetime import UTC, datetime
 
+import pytest
+
 from sds.identity import Identity, SpiffeId, TrustDomain
+from sds.secrets.books import MOST_VERSIONS, SubscriptionBooks
 from sds.secrets.memory import SecretBytes
-from sds.secrets.store import Change, SecretStore, Svid
+from sds.secrets.store import Change, ResourceKey, SecretStore, Svid, Version
 
 TD = TrustDomain("example.org")
 IDENTITY = Identity(spiffe_id=SpiffeId(TD, "/a"))
@@ -103,3 +107,72 @@ def test_an_ended_stream_holds_no_key() -> None:
     assert store.held_keys() == {"k1"}
     store.close_subscription(subscription)
     assert store.held_keys() == frozenset()
+
+
+async def test_who_waits_for_answers_does_not_look_at_everybody_after_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Clients choose how many names they subscribe to, and when they answer."""
+    store = SecretStore()
+    version = store.put_bundle(TD, [b"a"])
+    subscriptions = [store.open_subscription() for _ in range(10)]
+    for subscription in subscriptions:
+        store.sent(subscription, TD, version)
+    looked: list[object] = []
+    monkeypatch.setattr(SubscriptionBooks, "stragglers", lambda *_: looked.append(0))
+    waiter = asyncio.create_task(store.until_acked(TD, version, timeout_seconds=30))
+    for subscription in subscriptions:
+        await asyncio.sleep(0)
+        assert not waiter.done()
+        store.acked(subscription, TD, version)
+    assert await waiter == frozenset()
+    assert not looked
+
+
+def test_a_client_that_never_answers_is_remembered_within_a_bound() -> None:
+    store = SecretStore()
+    subscription = store.open_subscription()
+    first = store.put_svid(svid("first"))
+    store.sent(subscription, IDENTITY, first)
+    store.acked(subscription, IDENTITY, first)
+    for number in range(1_000):
+        store.sent(subscription, IDENTITY, store.put_svid(svid(f"k{number}")))
+    assert len(store.held_keys()) == MOST_VERSIONS
+    assert {"first", "k999"} < store.held_keys()
+    (delivery,) = store._books._deliveries[subscription].values()
+    assert len(delivery.keys) == MOST_VERSIONS
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sums_are_those_of_the_books(seed: int) -> None:
+    draw = random.Random(seed)
+    store = SecretStore()
+    books = store._books
+    live = [store.open_subscription() for _ in range(4)]
+    svids, bundles = [store.put_svid(svid("k"))], [store.put_bundle(TD, [b"0"])]
+    both: list[tuple[ResourceKey, list[Version]]] = [(IDENTITY, svids), (TD, bundles)]
+    for step in range(300):
+        subscription = draw.choice(live)
+        key, versions = draw.choice(both)
+        match draw.choice(["put", "sent", "sent", "acked", "nacked", "closed"]):
+            case "put" if key is IDENTITY:
+                svids.append(store.put_svid(svid(f"k{step}")))
+            case "put":
+                bundles.append(store.put_bundle(TD, [str(step).encode()]))
+            case "sent":
+                store.sent(subscription, key, draw.choice(versions[-3:]))
+            case "acked":
+                store.acked(subscription, key, draw.choice(versions[-3:]))
+            case "nacked":
+                store.nacked(subscription, key, draw.choice(versions[-3:]))
+            case "closed" if draw.random() < 0.2:
+                store.close_subscription(subscription)
+                live[live.index(subscription)] = store.open_subscription()
+        kept = [one for each in books._deliveries.values() for one in each.values()]
+        assert books.held_keys() == {key for one in kept for key in one.keys.values() if key}
+        for version in bundles:
+            assert books.lags(TD, version) == bool(books.stragglers(TD, version))
+    for subscription in live:
+        store.close_subscription(subscription)
+    assert not store._books._acks
+    assert not store._books._held
