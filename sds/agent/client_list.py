@@ -25,8 +25,9 @@ MOST_STREAMS: Final = 2_000
 MOST_OF_A_WORKLOAD: Final = 1_000
 MOST_NAMES: Final = 4_000
 _NAMES_OF_A_STREAM: Final = 100
-_SHOWN: Final = 256
-"""How many characters of a name, and of a client's text about it, are shown."""
+_SHOWN_BYTES: Final = 256
+"""How many bytes are shown of a node's id, of a name, and of a client's text about it: characters
+have up to four, and many clients of gRPC take 4 MiB at most."""
 
 
 def listed_clients(service: SecretService) -> tuple[tuple[ClientState, ...], int]:
@@ -44,7 +45,7 @@ def listed_clients(service: SecretService) -> tuple[tuple[ClientState, ...], int
             of_workload[workload] += 1
             found.append(
                 ClientState(
-                    node=stream.node.id,
+                    node=_clipped(stream.node.id),
                     workload=workload,
                     method=stream.method.value,
                     subscriptions=shown,
@@ -68,8 +69,12 @@ def _subscription(watched: Watched) -> SubscriptionState:
     else:
         state = "ACKed" if watched.acked == watched.sent else "sent"
     return SubscriptionState(
-        name=watched.name[:_SHOWN],
+        name=_clipped(watched.name),
         version=watched.sent or watched.acked or "",
         state=state,
-        error=watched.error[:_SHOWN] if state == "NACKed" else "",
+        error=_clipped(watched.error) if state == "NACKed" else "",
     )
+
+
+def _clipped(text: str) -> str:
+    return text.encode()[:_SHOWN_BYTES].decode(errors="ignore")

@@ -1,7 +1,7 @@
 """Checks the socket of an agent that a person named, before it is called.
 
-Owns the errors for a path on which no agent can answer. Invariant: such a path is an error of this
-program, before gRPC reports it in its own terms.
+Owns the errors for a path on which no agent can answer, and how long answers may be. Invariant: such
+a path is an error of this program, before gRPC reports it in its own terms.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from sds.errors import SocketError
 from sds.files import SOCKET_PATH_BYTES, socket_target
 from sds.settings.paths import is_url, waits_for_a_shell
 
+CHANNEL_OPTIONS: Final = (("grpc.max_receive_message_length", 256 << 20),)
+"""An agent with thousands of identities has more to say than gRPC's 4 MiB."""
 _WHICH: Final = "an agent's sockets are RUN_DIR/admin.sock and RUN_DIR/workloads/NAME/sds.sock"
 
 

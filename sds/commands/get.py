@@ -14,7 +14,7 @@ import yaml
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
-from sds.commands.dialled import dialled
+from sds.commands.dialled import CHANNEL_OPTIONS, dialled
 from sds.commands.options import output
 from sds.commands.printable import printable
 from sds.errors import SdsError, SocketError
@@ -92,7 +92,7 @@ def _is_extension(name: str) -> bool:
 
 async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, str, bytes]]:
     """Return name, version and content of each name that exists; each call has its own version."""
-    async with grpc.aio.insecure_channel(dialled(path)) as channel:
+    async with grpc.aio.insecure_channel(dialled(path), options=CHANNEL_OPTIONS) as channel:
 
         async def fetch(*wanted: str) -> Any:
             extension = bool(wanted) and _is_extension(wanted[0])

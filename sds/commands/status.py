@@ -27,7 +27,7 @@ from rich.text import Text
 
 from sds._proto.sds.agent.v1 import agent_pb2
 from sds.agent.admin import SERVICE
-from sds.commands.dialled import dialled
+from sds.commands.dialled import CHANNEL_OPTIONS, dialled
 from sds.commands.options import NamedPath, output
 from sds.commands.plain import plain
 from sds.commands.printable import printable
@@ -76,7 +76,7 @@ def status(path: Path | None, run_dir: Path | None, *, watch: bool, output: str)
     if (path is None) == (run_dir is None):
         raise ConfigurationError("give --socket or --run-dir", advice="one of them, not both")
     socket = path if path is not None else Path(run_dir or "") / "admin.sock"
-    with grpc.insecure_channel(dialled(socket)) as channel:
+    with grpc.insecure_channel(dialled(socket), options=CHANNEL_OPTIONS) as channel:
         if watch:
             with _until_interrupted() as interrupted:
                 _watch(channel, socket, output, interrupted)

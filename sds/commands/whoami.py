@@ -10,7 +10,7 @@ import click
 import grpc
 
 from sds._proto.sds.workload.v1 import whoami_pb2
-from sds.commands.dialled import dialled
+from sds.commands.dialled import CHANNEL_OPTIONS, dialled
 from sds.commands.options import output
 from sds.commands.plain import plain
 from sds.commands.printable import printable
@@ -47,7 +47,7 @@ def whoami(path: str, output: str) -> None:
 
 
 async def _describe(path: str) -> DescribeResponse:
-    async with grpc.aio.insecure_channel(dialled(path)) as channel:
+    async with grpc.aio.insecure_channel(dialled(path), options=CHANNEL_OPTIONS) as channel:
         call: grpc.aio.UnaryUnaryMultiCallable[
             whoami_pb2.DescribeRequest, whoami_pb2.DescribeResponse
         ] = channel.unary_unary(

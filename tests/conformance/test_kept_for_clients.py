@@ -34,7 +34,6 @@ from tests.support.raw_client import (
     STREAM,
     RawClient,
     connected,
-    discovery,
     message,
 )
 from tests.support.serving import TD, root, serving, svid
@@ -211,13 +210,18 @@ async def test_the_state_of_the_agent_lists_so_many_streams_and_names(
     async with serving(tmp_path) as at:
         with connected(at.socket) as client:
             for number in range(3):
-                names = [f"{number}{name}" + "n" * 1_000 for name in range(4)]
-                await asyncio.to_thread(in_frames, client, STREAM, discovery(*names))
+                names = [f"{number}{name}" + "\N{GRINNING FACE}" * 500 for name in range(4)]
+                asked = discovery_pb2.DiscoveryRequest(resource_names=names).SerializeToString()
+                # A node of bytes that are no text: each is shown as a character of three bytes.
+                node = b"\x12\xfb\x01\x0a\xf8\x01" + b"\xff" * 248
+                await asyncio.to_thread(in_frames, client, STREAM, message(asked + node))
             await until(lambda: sum(one.watched() for one in at.service.sessions()) == 12)
             clients, unlisted = client_list.listed_clients(at.service)
             assert [len(one.subscriptions) for one in clients] == [4, 1]
             assert unlisted == 1
-            assert {len(one.name) for each in clients for one in each.subscriptions} == {256}
+            shown = [one.name for each in clients for one in each.subscriptions]
+            assert {len(name.encode()) for name in shown} == {2 + 63 * 4}
+            assert {len(one.node.encode()) for one in clients} == {85 * 3}
 
 
 async def test_names_that_a_client_refuses_are_counted_while_it_does(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
+from sds._proto.sds.agent.v1 import agent_pb2
+from sds.agent.admin import SERVICE
 from sds.cli import main
 from sds.commands.dialled import dialled
 from sds.files import socket_target
@@ -55,6 +58,32 @@ def test_a_socket_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(os, "access", lambda *_: False)  # root may open everything
         with refused("socket", match="may not be opened by this user"):
             dialled("s")
+
+
+async def test_a_large_state_is_shown(tmp_path: Path) -> None:
+    """gRPC takes 4 MiB unless it is told otherwise."""
+    path = tmp_path / "admin.sock"
+    state = agent_pb2.Status(ready=True, notices=["n" * 1_000] * 5_000)
+
+    async def get_status(_request: object, _context: object) -> agent_pb2.Status:
+        return state
+
+    method = grpc.unary_unary_rpc_method_handler(
+        get_status, response_serializer=agent_pb2.Status.SerializeToString
+    )
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, {"GetStatus": method}),)
+    )
+    server.add_insecure_port(socket_target(path))
+    await server.start()
+    try:
+        command = ["status", "--socket", str(path), "--output", "json"]
+        result = await asyncio.to_thread(CliRunner().invoke, main, command)
+    finally:
+        await server.stop(None)
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.output)["notices"]) == 5_000
 
 
 async def test_a_path_may_have_any_character(tmp_path: Path) -> None:
