@@ -1,7 +1,7 @@
 """Checks the socket of an agent that a person named, before it is called.
 
-Owns the errors for a path on which no agent can answer, and how long answers may be. Invariant: such
-a path is an error of this program, before gRPC reports it in its own terms.
+Owns the errors for a path on which no agent can answer, and how long answers may be. Invariant:
+such a path is an error of this program, before gRPC reports it in its own terms.
 """
 
 from __future__ import annotations
