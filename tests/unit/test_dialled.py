@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -68,7 +68,7 @@ async def test_a_large_state_is_shown(tmp_path: Path) -> None:
     async def get_status(_request: object, _context: object) -> agent_pb2.Status:
         return state
 
-    method = grpc.unary_unary_rpc_method_handler(
+    method: Any = grpc.unary_unary_rpc_method_handler(
         get_status, response_serializer=agent_pb2.Status.SerializeToString
     )
     server = grpc.aio.server()
