@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -37,7 +38,7 @@ from sds.secrets.schedule import Urgency
 from sds.supervision import is_cancelled, supervised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from sds.authority.port import Authority, Issuance
     from sds.clock import Clock, Instant
@@ -88,7 +89,7 @@ class NoCredentials:
     shared: bool = False
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Request:
     identity: Identity
     window: float
@@ -109,7 +110,8 @@ class _Lane:
     """The requests of one urgency."""
 
     def __init__(self) -> None:
-        self.pending: list[_Request] = []
+        self.pending: dict[_Request, None] = {}
+        """In the order in which they came; thousands may be answered, or leave, at one moment."""
         self.arrived = asyncio.Event()
         self.quiet = asyncio.Event()
         """Set while nobody waits in this lane."""
@@ -172,19 +174,18 @@ class IssuanceQueue:
             return await request.answer
         finally:
             for lane in self._lanes.values():
-                if request in lane.pending:
-                    lane.pending.remove(request)
+                lane.pending.pop(request, None)
 
     def hurry(self, identity: Identity) -> None:
         """Move a request ahead of need to the front, because somebody waits for it now."""
         ahead = self._lanes[Urgency.AHEAD].pending
         for request in [each for each in ahead if each.identity == identity]:
-            ahead.remove(request)
+            del ahead[request]
             self._queue(request, Urgency.WAITING)
 
     def _queue(self, request: _Request, urgency: Urgency) -> None:
         lane = self._lanes[urgency]
-        lane.pending.append(request)
+        lane.pending[request] = None
         lane.quiet.clear()
         lane.arrived.set()
 
@@ -216,7 +217,9 @@ class IssuanceQueue:
                 await self._next(lane, most)
 
     async def _next(self, lane: _Lane, most: int) -> None:
-        batch, lane.pending = lane.pending[:most], lane.pending[most:]
+        batch = list(itertools.islice(lane.pending, most))
+        for request in batch:
+            del lane.pending[request]
         if not lane.pending:
             lane.arrived.clear()
         try:
@@ -256,7 +259,7 @@ class IssuanceQueue:
     def _fail_those_that_wait(self, failed: NoCredentials) -> None:
         """Give this answer to all that wait: the authority would not answer them in time either."""
         for lane in self._lanes.values():
-            waiting, lane.pending = lane.pending, []
+            waiting, lane.pending = lane.pending, {}
             lane.arrived.clear()
             lane.quiet.set()
             _answer_all(waiting, failed)
@@ -337,7 +340,7 @@ def _verified(
     return Credentials(verified=verified, private_key=private_key, received=answered.received)
 
 
-def _answer_all(batch: Sequence[_Request], answer: NoCredentials) -> None:
+def _answer_all(batch: Iterable[_Request], answer: NoCredentials) -> None:
     """Give this answer to those that have none yet."""
     for request in batch:
         _answer(request, answer)
