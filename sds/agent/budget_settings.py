@@ -65,11 +65,14 @@ class StrangersBudgetSection(OwnerBudgetSection):
         description="Connections at the same time; one owner may have a quarter of them.",
     )
     streams: Count = Field(
-        default=STRANGERS.streams, description="Streams and calls at the same time."
+        default=STRANGERS.streams,
+        description="Streams and calls at the same time. One owner may have a quarter of them, and "
+        "a 32nd (eight at least) once half are open.",
     )
     memory: Size = Field(
         default=STRANGERS.held_bytes,
-        description="Memory of their connections, streams, messages and output that waits.",
+        description="Memory of their connections, streams, messages and output that waits; shared "
+        "out as streams are (192 KiB at least).",
     )
     processor: _Part = Field(
         default=STRANGERS.processor,

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from sds.errors import LimitError
 from sds.transport.rate import Allowance
-from sds.transport.shares import RECOGNISED, STRANGERS, Total
+from sds.transport.shares import (
+    FEW_BYTES,
+    FEW_STREAMS,
+    RECOGNISED,
+    STRANGERS,
+    Total,
+    strangers_part,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -197,9 +204,14 @@ class Owner:
         Raises:
             LimitError: there are too many, or too much memory is in use.
         """
-        most = self.account.share.streams
-        if self.account.streams > most:
+        account = self.account
+        most = account.share.streams
+        if account.streams > most:
             self.exceeded("streams", f"more than {most} streams", now)
+        if account is not self._own:
+            part = strangers_part(account.streams, most, least=FEW_STREAMS)
+            if self.streams > part:
+                self.exceeded("streams", f"more than {part} streams", now, alone=True)
         self.check_room(0, now)
 
     def check_room(self, count: int, now: float) -> None:
@@ -212,6 +224,10 @@ class Owner:
         most = account.share.held_bytes
         if account.held + count > most:
             self.exceeded("memory", f"more than {most // _MIB} MiB of memory", now)
+        if account is not self._own:
+            part = strangers_part(account.held + count, most, least=FEW_BYTES)
+            if self.held + count > part:
+                self.exceeded("memory", f"more than {part // 1024} KiB of memory", now, alone=True)
         budgets = self._budgets
         if budgets.all.held + count > budgets.unspared_bytes:
             budgets.check_held(self, count, now)
@@ -257,13 +273,21 @@ class Owner:
         lines.use(1, now)
         return True
 
-    def exceeded(self, limit: str, what: str, now: float) -> NoReturn:
+    def exceeded(self, limit: str, what: str, now: float, *, alone: bool = False) -> NoReturn:
         """Report that the owner exceeds its budget.
+
+        Args:
+            limit: the limit's name.
+            what: what it has too much of.
+            now: seconds of a monotonic clock.
+            alone: whether a stranger has that much by itself.
 
         Raises:
             LimitError: always; it names the owner and ``what`` it has too much of.
         """
         whose = "" if self.recognised else ", with all others that no rule recognises"
+        if alone:
+            whose = ", and no rule recognises it"
         error = LimitError(
             f"{self.name} has {what}{whose}",
             reason="owner_budget",
@@ -347,7 +371,7 @@ class Budgets:
             if owner.connections >= most and not owner.make_room(party):
                 owner.exceeded("connections", f"more than {most} connections", now)
         elif owner.connections >= most // 4:
-            owner.exceeded("connections", f"more than {most // 4} connections", now)
+            owner.exceeded("connections", f"more than {most // 4} connections", now, alone=True)
         room = total.connections - self.all.connections
         few = owner.connections < total.spared_connections // 8
         if room <= (0 if few else total.spared_connections):

@@ -12,6 +12,11 @@ from typing import Final
 _MIB: Final = 1024 * 1024
 _CONNECTIONS: Final = 8_192
 _SPARED_CONNECTIONS: Final = 512
+FEW_STREAMS: Final = 8
+"""The streams that each stranger may have in any case."""
+FEW_BYTES: Final = 192 * 1024
+"""The bytes that each stranger may have in any case: an Envoy that has just connected, with three
+streams and two requests, has less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,20 @@ STRANGERS: Final = Share(
     line_burst=50.0,
 )
 """What all owners that nobody has recognised may use together."""
+
+
+def strangers_part(used: int, most: int, *, least: int) -> int:
+    """Return how much one stranger may have: a quarter, and a 32nd once half is in use.
+
+    So the second half is left for those who have just come and have little, such as a pod that the
+    kubelet has not listed yet.
+
+    Args:
+        used: what all strangers use.
+        most: what they may use together.
+        least: what one may have in any case.
+    """
+    return max(least, most // (4 if 2 * used <= most else 32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

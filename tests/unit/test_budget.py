@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,7 @@ from sds.transport.shares import Share, Total
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+MIB = 1024 * 1024
 SHARE = Share(
     connections=8,
     streams=4,
@@ -140,9 +142,56 @@ def test_the_oldest_stranger_gives_way_to_a_new_one() -> None:
     assert not closed
     connect("uid 99")
     assert closed == ["uid 0"]
-    with pytest.raises(LimitError, match="with all others that no rule recognises"):
+    with pytest.raises(LimitError, match="more than 2 connections, and no rule recognises it"):
         connect("uid 1")  # it has a quarter of them already
     assert table.strangers.connections == 8
+
+
+def test_a_stranger_with_many_streams_leaves_others_some() -> None:
+    table = Budgets(SHARE, strangers=replace(SHARE, streams=512))
+    greedy = table.owner("uid 1")
+    for number in range(128):
+        greedy.change(streams=1, held=0)
+        greedy.check_stream(number)
+    greedy.change(streams=1, held=0)
+    with pytest.raises(LimitError, match="uid 1 has more than 128 streams, and no rule") as caught:
+        greedy.check_stream(0.0)
+    assert caught.value.reason == "owner_budget"
+    others = [table.owner(f"uid {number}") for number in range(2, 50)]
+    for owner in others[:2]:
+        for _ in range(64):
+            owner.change(streams=1, held=0)
+            with contextlib.suppress(LimitError):
+                owner.check_stream(0.0)
+    for owner in others[2:]:
+        owner.change(streams=3, held=0)  # an Envoy that has just come
+        owner.check_stream(0.0)
+    with pytest.raises(LimitError, match="more than 16 streams"):
+        others[0].check_stream(0.0)
+    others[0].recognise()
+    table.owner("uid 2").change(streams=-63, held=0)
+    others[0].check_stream(0.0)
+
+
+def test_a_stranger_with_much_memory_leaves_others_some() -> None:
+    table = Budgets(SHARE, strangers=replace(SHARE, held_bytes=8 * MIB))
+    greedy, modest = table.owner("uid 1"), table.owner("pod a")
+    greedy.check_room(2 * MIB, 0.0)
+    with pytest.raises(LimitError, match="more than 2048 KiB of memory, and no rule"):
+        greedy.check_room(2 * MIB + 1, 0.0)
+    for uid in range(2, 6):
+        table.owner(f"uid {uid}").change(streams=0, held=MIB)
+    modest.check_room(256 * 1024, 0.0)
+    with pytest.raises(LimitError, match="more than 256 KiB"):
+        modest.check_room(256 * 1024 + 1, 0.0)
+
+
+def test_few_streams_are_for_everybody() -> None:
+    for most in (1, 8, 32):
+        table = Budgets(SHARE, strangers=replace(SHARE, streams=most))
+        owner = table.owner("uid 1")
+        owner.change(streams=min(most, 8), held=0)
+        owner.check_stream(0.0)
 
 
 class Connected:
