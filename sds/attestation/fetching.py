@@ -224,7 +224,8 @@ class Fetcher:
         signer = min(until for _, _, until in files)
         files.insert(0, (folder / SIGNING_CHAIN, chain, signer))
         held = partial(_holds, key=key)
-        return await threads.COLLATERAL.run(store, files, lists, held)
+        asked = wanted.recovery is not None
+        return await threads.COLLATERAL.run(store, files, lists, held, any_recovery=asked)
 
     async def recoveries(self) -> list[Recovery]:
         """Fetch the TCB recoveries for which the publisher has documents now, the newest first.

@@ -45,7 +45,6 @@ from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
     from pathlib import Path
 
     from sds.attestation.snp.certificate import Certificate
@@ -256,28 +255,35 @@ def _issuers(places: Places) -> tuple[tuple[Certificate, ...], list[bytes]]:
     return issuers, intel
 
 
-def _require_no_older_documents(found: InForce, issued: Mapping[str, datetime]) -> None:
-    """Check that no platform's newest document was issued before one that was in force.
+def _require_no_older_documents(found: InForce, seen: Mapping[str, CollateralFile]) -> None:
+    """Check that no platform's newest document is older than one that was in force.
+
+    Intel signs the documents of several TCB recoveries anew every day. Those of an earlier one call
+    a platform up to date that the later one does not.
 
     Args:
         found: the files that are to replace those in force.
-        issued: when the newest document about each thing was issued.
+        seen: the newest document about each thing.
 
     Raises:
-        EvidenceError: ``collateral_untrusted``: one was.
+        EvidenceError: ``collateral_untrusted``: one is of an earlier recovery or was issued before.
     """
     for about, one in newest_documents(found).items():
-        if one.issued < issued.get(about, one.issued):
+        before = seen.get(about, one)
+        if one.recovery < before.recovery:
+            raise EvidenceError(
+                f"{one.name} is of TCB recovery {one.recovery}, and one of recovery "
+                f"{before.recovery} was in force already",
+                reason="collateral_untrusted",
+                advice="put the later one back; to go back on purpose, start again",
+            )
+        if one.age < before.age:
             raise EvidenceError(
                 f"{one.name} was issued at {one.issued:%FT%TZ}, and one that was issued at "
-                f"{issued[about]:%FT%TZ} was in force already",
+                f"{before.issued:%FT%TZ} was in force already",
                 reason="collateral_untrusted",
                 advice="put the newest one back",
             )
-
-
-def _issued(files: InForce) -> dict[str, datetime]:
-    return {about: one.issued for about, one in newest_documents(files).items()}
 
 
 class FollowedFiles:
@@ -306,7 +312,7 @@ class FollowedFiles:
         self._current = read_files(places, first=True)
         self._standing = standing(self._current)
         self._numbers = highest_numbers(self._current.lists)
-        self._issued = _issued(self._current)
+        self._documents = newest_documents(self._current)
 
     @property
     def any(self) -> bool:
@@ -333,14 +339,14 @@ class FollowedFiles:
         try:
             require_no_older(found.lists, self._numbers)
             require_no_fewer(found.lists, self._current.lists)
-            _require_no_older_documents(found, self._issued)
+            _require_no_older_documents(found, self._documents)
         except EvidenceError as error:
             raise ConfigurationError(
                 f"verification: {error.message}", advice=error.advice
             ) from error
         for key, number in highest_numbers(found.lists).items():
             self._numbers[key] = max(self._numbers.get(key, number), number)
-        self._issued |= _issued(found)
+        self._documents |= newest_documents(found)
         changed, self._current = found != self._current, found
         if changed:
             self._standing = standing(found)

@@ -28,12 +28,19 @@ class CollateralFile:
         issued: when its publisher made it.
         until: until when it is valid.
         about: what a signed document is about: its kind and the kind of platform.
+        recovery: the number of its TCB recovery (tcbEvaluationDataNumber).
     """
 
     name: str
     issued: datetime
     until: datetime
     about: str = ""
+    recovery: int = 0
+
+    @property
+    def age(self) -> tuple[int, datetime]:
+        """Return what orders documents about one thing: a later recovery counts, then the time."""
+        return self.recovery, self.issued
 
 
 def standing(files: InForce) -> tuple[CollateralFile, ...]:
@@ -69,10 +76,12 @@ def documents(files: InForce) -> Iterator[CollateralFile]:
                 datetime.fromisoformat(document[name]).astimezone(UTC)
                 for name in ("issueDate", "nextUpdate")
             )
+            recovery = int(document["tcbEvaluationDataNumber"])
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             continue
         about = " ".join(str(document.get(name)).lower() for name in ("id", "fmspc", "pceId"))
-        yield CollateralFile(name=PurePath(path).name, issued=issued, until=until, about=about)
+        name = PurePath(path).name
+        yield CollateralFile(name=name, issued=issued, until=until, about=about, recovery=recovery)
 
 
 def newest_documents(files: InForce) -> dict[str, CollateralFile]:
@@ -80,6 +89,6 @@ def newest_documents(files: InForce) -> dict[str, CollateralFile]:
     found: dict[str, CollateralFile] = {}
     for one in documents(files):
         before = found.setdefault(one.about, one)
-        if before.issued < one.issued:
+        if before.age < one.age:
             found[one.about] = one
     return found

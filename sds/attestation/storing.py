@@ -1,8 +1,9 @@
 """Writes fetched collateral to the disk.
 
 Owns how answers that were verified become files of a folder. Invariants: a file is replaced as a
-whole, and never by an older one; a folder never keeps a document for which its chain does not
-vouch, because its files count only together.
+whole, and never by an older one, nor by one of an earlier TCB recovery, unless that was asked for;
+a folder never keeps a document for which its chain does not vouch, because its files count only
+together.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def store(
     files: Sequence[tuple[Path, bytes, datetime]],
     lists: Sequence[tuple[Path, RevocationList]],
     held: Callable[[bytes], bool] = lambda _: True,
+    *,
+    any_recovery: bool = False,
 ) -> list[Fetched]:
     """Write what was verified, unless something of it is older than what is stored. It blocks.
 
@@ -54,6 +57,7 @@ def store(
         files: path, content and end of each document, and of their chain.
         lists: path and content of each revocation list.
         held: says whether the new chain vouches for a TCB info.
+        any_recovery: whether documents may be of an earlier TCB recovery than the stored ones.
 
     Raises:
         EvidenceError: ``collateral_untrusted``, ``revocation_list``: one is older.
@@ -63,7 +67,7 @@ def store(
         _require_newer(path, one)
     for path, body, _ in files:
         if path.name != SIGNING_CHAIN:
-            _require_no_older_document(path, body)
+            _require_no_older_document(path, body, any_recovery=any_recovery)
     _set_aside({path for path, _, _ in files}, held)
     found = [_stored(*file) for file in files]
     return found + [_stored(path, one.der, one.next_update) for path, one in lists]
@@ -80,24 +84,32 @@ def _require_newer(path: Path, one: RevocationList) -> None:
     require_no_older([one], highest_numbers([before]))
 
 
-def _require_no_older_document(path: Path, body: bytes) -> None:
-    """Check that a document was not issued before the stored one."""
+def _require_no_older_document(path: Path, body: bytes, *, any_recovery: bool) -> None:
+    """Check that a document is not older than the stored one."""
     try:
-        (before,) = (
-            part
-            for part in json.loads(read_file(path, max_bytes=MAX_DOCUMENT_BYTES)).values()
-            if isinstance(part, dict)
-        )
-        issued = str(before["issueDate"])
+        issued, recovery = _age(read_file(path, max_bytes=MAX_DOCUMENT_BYTES))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return
-    (now,) = (part for part in json.loads(body).values() if isinstance(part, dict))
-    if str(now["issueDate"]) < issued:
+    now, number = _age(body)
+    if number < recovery and not any_recovery:
         raise EvidenceError(
-            f"{path} was issued at {issued}, the answer at {now['issueDate']}",
+            f"{path} is of TCB recovery {recovery}, the answer of {number}",
+            reason="collateral_untrusted",
+            advice="ask another cache: this one went back; to go back on purpose, name the "
+            "recovery (tcb_evaluation_data_number) or remove the file",
+        )
+    if number == recovery and now < issued:
+        raise EvidenceError(
+            f"{path} was issued at {issued}, the answer at {now}",
             reason="collateral_untrusted",
             advice="ask another cache: this one went back",
         )
+
+
+def _age(body: bytes) -> tuple[str, int]:
+    """Return when a document was issued, and the number of its TCB recovery."""
+    (document,) = (part for part in json.loads(body).values() if isinstance(part, dict))
+    return str(document["issueDate"]), int(document["tcbEvaluationDataNumber"])
 
 
 def _set_aside(written: set[Path], held: Callable[[bytes], bool]) -> None:

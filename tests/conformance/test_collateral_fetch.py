@@ -307,6 +307,30 @@ async def test_a_disk_that_is_full_leaves_what_was_there(
         await fetcher.fetch(tmp_path / "file")
 
 
+@pytest.mark.parametrize("document", ["info", "identity"])
+async def test_a_cache_cannot_go_back_to_an_earlier_tcb_recovery(
+    document: str, publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    """Intel signs several anew every day, and a platform may be up to date by the earlier one."""
+    await Fetcher(wanted(publishers, intel), clock=PatientClock(NOW)).fetch(tmp_path / "out")
+    before = content(tmp_path / "out")
+    newer = {"issueDate": "2026-05-25T00:00:00Z", "tcbEvaluationDataNumber": 16}
+    changed = {document: newer}
+    made = Publishers.of_folder(intel.collateral(tmp_path / "made", **changed), FMSPC.hex())
+    publishers.tcb_infos, publishers.qe_identity = made.tcb_infos, made.qe_identity
+    with refused("collateral_untrusted", match="of TCB recovery 17, the answer of 16"):
+        await Fetcher(wanted(publishers, intel), clock=PatientClock(NOW)).fetch(tmp_path / "out")
+    assert content(tmp_path / "out") == before
+    # Who names that recovery means it.
+    made = Publishers.of_folder(
+        intel.collateral(tmp_path / "made", info=newer, identity=newer), FMSPC.hex()
+    )
+    publishers.tcb_infos, publishers.qe_identity = made.tcb_infos, made.qe_identity
+    asked = replace(wanted(publishers, intel), recovery=16)
+    await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path / "out")
+    assert content(tmp_path / "out") != before
+
+
 async def test_one_tcb_recovery_is_asked_for_by_its_number(
     publishers: Publishers, intel: Intel, tmp_path: Path
 ) -> None:

@@ -274,6 +274,30 @@ def test_an_older_document_or_a_list_without_a_number_is_refused(
     verification.files.reload()
 
 
+def test_a_document_of_an_earlier_tcb_recovery_is_refused_however_new_it_is(
+    intel: Intel, tmp_path: Path
+) -> None:
+    """Intel signs several recoveries anew every day; the earlier one knows fewer faults."""
+    newer = {"tcbEvaluationDataNumber": 17, "issueDate": "2026-05-28T00:00:00Z"}
+    older = {"tcbEvaluationDataNumber": 18, "issueDate": "2026-05-27T00:00:00Z"}
+    folder = intel.collateral(tmp_path / "c", info=older, identity=older)
+    root = tmp_path / "intel.pem"
+    root.write_bytes(certificate_pem([intel.root_der]))
+    verification = Verification(VerificationSection(trusted_roots=[root], collateral=folder))
+    for name in ("info", "identity"):
+        intel.collateral(folder, **({"info": older, "identity": older} | {name: newer}))
+        with pytest.raises(ConfigurationError, match=r"of TCB recovery 17, and one of recovery 18"):
+            verification.files.reload()
+    # Beside the later one, it does not count.
+    earlier = (intel.collateral(tmp_path / "d", info=newer) / "tcb_info.json").read_bytes()
+    intel.collateral(folder, info=older, identity=older)
+    (folder / "tcb_info-0.json").write_bytes(earlier)
+    verification.files.reload()
+    later = {"tcbEvaluationDataNumber": 19, "issueDate": "2026-05-20T00:00:00Z"}
+    intel.collateral(folder, info=later, identity=later)
+    verification.files.reload()
+
+
 def test_an_older_document_under_another_name_is_refused(intel: Intel, tmp_path: Path) -> None:
     """What a document is about counts, not the name of its file."""
     folder = intel.collateral(tmp_path / "c", info={"issueDate": "2026-05-15T00:00:00Z"})

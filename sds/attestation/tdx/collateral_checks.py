@@ -112,7 +112,7 @@ def _tcb_info(checks: Checks, platform: Platform, collateral: Collateral) -> Tcb
             continue
         if not _same_platform(info, platform.pck):
             other = other or info
-        elif newest is None or newest.issued < info.issued:
+        elif newest is None or _age(newest) < _age(info):
             newest = info
     chosen = newest or (other if failure is None else None)
     if chosen is None:
@@ -121,6 +121,11 @@ def _tcb_info(checks: Checks, platform: Platform, collateral: Collateral) -> Tcb
         return None
     checks.attempt("tcb_info", None, found=_CURRENT, expected=_CURRENT)
     return _of_this_platform(checks, platform, chosen)
+
+
+def _age(info: TcbInfo) -> tuple[int, str]:
+    """Return what orders documents: Intel signs those of earlier TCB recoveries anew every day."""
+    return info.evaluation_number, info.issued
 
 
 def _same_platform(info: TcbInfo, pck: Pck) -> bool:
