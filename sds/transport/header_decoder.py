@@ -72,7 +72,7 @@ class HeaderDecoder:
         self._passage = self._ROOT
         self._said: tuple[bytes, ...] = ()
         self.held = 0
-        """Bytes of memory of the table."""
+        """Bytes of memory of the table, or of the blocks that lead to it."""
 
     def decode(self, block: bytes) -> Fields:
         """Decode the fields of one block.
@@ -86,13 +86,16 @@ class HeaderDecoder:
             known = self._passage.following.get(block)
             if known is not None:
                 self._passage = known
-                self._said += (known.block,)  # all connections share this object
+                # All connections share this object, until the tree is forgotten.
+                self._said += (known.block,)
+                self.held += len(known.block)
                 return known.fields
             self._decoder = Decoder(max_header_list_size=MAX_HEADER_LIST)
             for earlier in self._said:
                 _decode(self._decoder, earlier)
             fields = _decode(self._decoder, block)
             self._remember(block, fields)
+            self._said, self._passage = (), self._ROOT  # the table says all that they said
         else:
             fields = _decode(self._decoder, block)
         self.held = _DECODER_BYTES + _FIELD_BYTES * len(self._decoder.header_table.dynamic_entries)

@@ -25,6 +25,7 @@ from sds.transport import frames
 from sds.transport.connection import Connection
 from sds.transport.events import ConnectionLimits
 from sds.transport.frames import PREFACE, frame
+from sds.transport.header_decoder import HeaderDecoder, _Passage
 from sds.workload.connected import entitlement_of
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support.door_client import DATA
@@ -277,6 +278,25 @@ def test_numbers_of_streams_that_we_reset_count() -> None:
     before = made.held
     made.receive(b"".join(others), 0.0)
     assert made.held - before == 255 * 72
+
+
+def test_field_blocks_that_a_connection_keeps_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that say the same share them, but the shared memory may forget them first."""
+    monkeypatch.setattr(HeaderDecoder, "_ROOT", _Passage())
+    monkeypatch.setattr(HeaderDecoder, "_known", 0)
+    blocks = [b"\0\1x\x7f\x85\x06" + bytes([65 + number]) * 900 for number in range(7)]
+    for end in range(1, 7):  # each connection adds one block
+        before = HeaderDecoder()
+        for block in blocks[:end]:
+            before.decode(block)
+    follower = HeaderDecoder()
+    for block in blocks[:6]:
+        follower.decode(block)
+    assert follower._decoder is None
+    assert follower.held >= sum(map(len, blocks[:6]))
+    follower.decode(blocks[6])
+    assert follower._decoder is not None
+    assert not follower._said  # its own table is all that it needs now
 
 
 # --- turns --------------------------------------------------------------------------------------
