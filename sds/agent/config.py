@@ -222,6 +222,7 @@ class AgentConfig(Settings):
             except IdentityError as error:
                 raise ValueError(f"{field}: {error}") from error
         self._check_copy()
+        self._check_verification()
         self._check_transport()
         self._check_rules()
         own = sorted(one.name for one in self.sockets_of_their_own)
@@ -248,8 +249,23 @@ class AgentConfig(Settings):
         if self.policy_copy is not None and self.policy is None:
             raise ValueError("policy_copy: there is no policy to copy; write the section policy")
 
+    def _check_verification(self) -> None:
+        """Refuse what is demanded of evidence that the authority does not give."""
+        kind = self.authority.kind
+        is_own = isinstance(self.authority, OwnAuthoritySection)
+        if self.verification != VerificationSection() and not is_own:
+            raise ValueError(
+                f"verification: an authority of the kind {kind} gives no evidence, so nothing "
+                "reads this section: remove it"
+            )
+
     def _check_transport(self) -> None:
         """Refuse a transport that does not know its callers if the configuration needs them."""
+        if self.transport == "grpc" and self.budgets != BudgetsSection():
+            raise ValueError(
+                "budgets: grpc.aio cannot tell the owners of connections apart; remove the "
+                "section, or write transport: own"
+            )
         if self.transport == "grpc" and self.node is not None:
             raise ValueError(
                 "transport: grpc.aio cannot tell the callers of the node-wide socket apart; remove "

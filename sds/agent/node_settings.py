@@ -45,6 +45,8 @@ class CsiSettings(Settings):
         return self
 
 
+_OF_PODS = frozenset({"cgroup_root", "runtime_cgroup"})
+"""The settings of `kubernetes` that every attestor needs that tells pods apart."""
 _SHORTEST_LOOK = timedelta(milliseconds=100)
 
 
@@ -161,4 +163,10 @@ class NodeSettings(Settings):
                 "kubernetes: attestors names neither 'kubernetes' nor 'cri', so nothing reads this "
                 "block"
             )
+        for field in sorted(KubernetesSettings.model_fields.keys() - _OF_PODS):
+            is_written = getattr(self.kubernetes, field) != getattr(KubernetesSettings(), field)
+            if is_written and "kubernetes" not in self.attestors:
+                raise ValueError(
+                    f"kubernetes.{field}: attestors does not name 'kubernetes', so nothing reads it"
+                )
         return self

@@ -28,6 +28,7 @@ from sds.attestation.snp.report import Product, SigningKey
 from sds.attestation.snp.simulated import SimulatedRoot
 from sds.demo.node import private_directory, writing
 from sds.errors import ConfigurationError
+from sds.files import replace_file
 from sds.outside import reading
 from sds.pki import certificate_pem
 from sds.settings import yamlfile
@@ -54,9 +55,9 @@ def manufacturer(folder: Path) -> tuple[SimulatedRoot, Path]:
         if kept.exists():
             return _read(kept), ark
         made = SimulatedRoot.create()
-        ark.write_bytes(certificate_pem([made.ark_der]))
-        kept.touch(mode=0o600)
-        kept.write_text(json.dumps(_plain(made)), encoding="ascii")
+        replace_file(ark, certificate_pem([made.ark_der]), mode=0o644)
+        # The last step, and done as a whole: what is interrupted begins anew.
+        replace_file(kept, json.dumps(_plain(made)).encode("ascii"), mode=0o600)
         return made, ark
 
 
@@ -134,19 +135,19 @@ def overlaid(path: Path, *, descriptor: int, ark: Path, into: Path) -> tuple[Pat
     changes = [f"attestation: a simulated machine in place of {_kind(given)}"]
     given["attestation"] = {"kind": "simulated", "descriptor": descriptor}
     signer = given.get("signer")
-    sections = [given.setdefault("verification", {})]
+    sections = [given.setdefault("verification", {})] if _gives_evidence(given) else []
     if isinstance(signer, dict) and isinstance(signer.get("verification"), dict):
         sections.append(signer["verification"])
     for section in sections:
         if isinstance(section, dict):
             _trust(section, ark)
-    changes.append(f"verification: the simulated root {ark} is trusted, and nothing is revoked")
+    if sections:
+        changes.append(f"verification: the simulated root {ark} is trusted, and nothing is revoked")
     # Two configurations of the same name may be started at the same time.
     where = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:8]
     made = into / f"{path.stem}-{where}.simulated.yaml"
     with writing(into):
-        made.write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
-        made.chmod(0o600)
+        replace_file(made, yaml.safe_dump(given, sort_keys=False).encode(), mode=0o600)
     return made, changes
 
 
@@ -159,6 +160,12 @@ def separated(command: Sequence[str]) -> tuple[str, ...]:
         else:
             found.append(word)
     return tuple(found)
+
+
+def _gives_evidence(given: dict[str, Any]) -> bool:
+    """Say whether evidence is verified: by an authority, or of our own kind of authority."""
+    authority = given.get("authority")
+    return not isinstance(authority, dict) or authority.get("kind", "sds") == "sds"
 
 
 def _trust(section: dict[str, Any], ark: Path) -> None:

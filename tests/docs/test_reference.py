@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 DOCS = need.ROOT / "docs"
 FOLDER = DOCS / "reference"
 DAEMONS = ("agent", "ca")
-INSTEAD_OF = {"policy": "identities"}
-"""Fields of which a file may have one only."""
+INSTEAD_OF = {"policy": "identities", "authority": "verification"}
+"""Fields of which a file may have one only: Istio's authority gives no evidence."""
 CLUSTER = [
     ("kind: auto", "kind: kubernetes-token"),
     ("  tls: attested", "  tls: {root: /root.pem, server_name: ca.example.org}"),

@@ -27,6 +27,7 @@ GOOD: dict[str, Any] = {
     ],
 }
 WORKLOAD = GOOD["workloads"][0]
+ISTIO = {"kind": "istio", "addresses": ["istiod:15012"], "root": "r.pem", "token": "t"}
 NODE = {"attestors": ["unix"]}
 RULE = {"name": "rule", "match": {"unix:uid": "1"}}
 
@@ -59,9 +60,14 @@ def test_time_limits_of_the_authority_fit_the_shortest_lifetime(tmp_path: Path) 
     assert (settings.connect_seconds, settings.answer_seconds) == (3.0, 7.0)
 
 
+def test_places_of_pods_are_for_every_attestor_that_tells_them_apart(tmp_path: Path) -> None:
+    places = {"cgroup_root": "/x", "runtime_cgroup": "/y/z"}
+    config = load(GOOD | {"node": {"attestors": ["cri"], "kubernetes": places}}, tmp_path)
+    assert config.node is not None
+
+
 def test_istios_authority(tmp_path: Path) -> None:
-    section = {"kind": "istio", "addresses": ["istiod:15012"], "root": "r.pem", "token": "t"}
-    config = load(GOOD | {"authority": section}, tmp_path)
+    config = load(GOOD | {"authority": ISTIO}, tmp_path)
     assert isinstance(config.authority, IstioSettings)
 
 
@@ -125,6 +131,18 @@ def test_a_bare_number_is_seconds(tmp_path: Path) -> None:
         (
             {"transport": "grpc", "node": {"attestors": ["unix"]}},
             "grpc.aio cannot tell the callers of the node-wide socket apart",
+        ),
+        (
+            {"transport": "grpc", "budgets": {"owner": {"connections": 3}}},
+            "budgets: grpc.aio cannot tell the owners of connections apart",
+        ),
+        (
+            {"authority": ISTIO, "verification": {"trusted_roots": ["root.pem"]}},
+            "verification: an authority of the kind istio gives no evidence",
+        ),
+        (
+            {"node": {"attestors": ["cri"], "kubernetes": {"services": False}}},
+            "node: kubernetes.services: attestors does not name 'kubernetes'",
         ),
         ({"transport": "quic"}, "transport"),
         ({"limits": {"message": "4mb"}}, "expected a size above 0 such as"),

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from sds.agent.config import AgentConfig
 from sds.bootstrap.listeners import PEER_BODY, SERVER_CERTIFICATE_HEADER
 from sds.bootstrap.plan import Protocol
 from sds.demo import envoys, traffic
@@ -18,6 +19,7 @@ from sds.demo.dev import own_program, typed
 from sds.demo.simulation import configuration_of, manufacturer, overlaid, separated
 from sds.demo.traffic import client_certificate, server_certificate
 from sds.errors import ConfigurationError, RequestFailedError
+from sds.settings import yamlfile
 from tests.support import bootstrap_rules
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -151,6 +153,38 @@ def test_two_configurations_of_one_name_are_two_simulated_ones(tmp_path: Path) -
         made[path] = yaml.safe_load(path.read_text())["trust_domain"]
         assert len(changes) == 2
     assert sorted(made.values()) == ["a.example", "b.example"]
+
+
+def test_nothing_is_demanded_of_an_authority_that_gives_no_evidence(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    istio = {"kind": "istio", "addresses": ["istiod:15012"], "root": "/r.pem", "token": "/t"}
+    given = {"trust_domain": "a.example", "run_dir": "/run/x", "authority": istio}
+    file.write_text(yaml.safe_dump(given))
+    path, changes = overlaid(file, descriptor=3, ark=tmp_path / "ark.pem", into=tmp_path)
+    config = yamlfile.load_file(path, AgentConfig)
+    assert config.attestation.kind == "simulated"
+    assert len(changes) == 1
+
+
+def test_a_manufacturer_that_was_made_in_part_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, a kill or a full disk in the middle of the first start."""
+    folder = tmp_path / "simulated"
+    monkeypatch.setattr(json, "dumps", raises_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        manufacturer(folder)
+    monkeypatch.undo()
+    made, ark = manufacturer(folder)
+    again, _ = manufacturer(folder)
+    assert again.ark_der == made.ark_der
+    root = x509.load_pem_x509_certificate(ark.read_bytes())
+    assert root.public_bytes(Encoding.DER) == made.ark_der
+    assert (folder / "manufacturer.json").stat().st_mode & 0o777 == 0o600
+
+
+def raises_interrupt(*_: object, **__: object) -> str:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"product": []}'])
