@@ -7,6 +7,7 @@ of a service that others wait for.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -15,6 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from sds import service_manager
+from sds.faults import guarded
 from sds.outside import words_of
 
 if TYPE_CHECKING:
@@ -25,13 +27,22 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("sds.operations.notify")
 READY: Final = "READY=1"
 STOPPING: Final = "STOPPING=1"
+_AGAIN_SECONDS: Final = 1.0
+_LONGEST_SECONDS: Final = 60.0
 
 
-def notify(state: str) -> None:
+def notify(state: str, *, again: float = _AGAIN_SECONDS) -> None:
     """Send one state, such as :data:`READY`; further lines may carry more assignments.
+
+    If :data:`READY` cannot be sent (no descriptor is left, say), it is sent later, while an event
+    loop runs.
 
     Source: sd_notify(3): one datagram to the Unix socket that the variable names; ``@`` stands for
     an abstract one.
+
+    Args:
+        state: the assignments.
+        again: after how many seconds to try again; twice as many after each failure.
     """
     place = service_manager.address(os.environ)
     if place is None:
@@ -44,6 +55,15 @@ def notify(state: str) -> None:
             threading.Thread(target=work, name="notify", daemon=True).start()
     except (OSError, RuntimeError) as error:
         _LOG.warning("the service manager cannot be notified", extra={"why": words_of(error)})
+        if state.startswith(READY):
+            _later(again)
+
+
+def _later(seconds: float) -> None:
+    """Send READY=1 alone: what else went with it may be another by then."""
+    with contextlib.suppress(RuntimeError):  # no event loop runs
+        send = functools.partial(notify, READY, again=min(2 * seconds, _LONGEST_SECONDS))
+        asyncio.get_running_loop().call_later(seconds, guarded("task", send))
 
 
 def _send(place: str, state: str) -> None:
