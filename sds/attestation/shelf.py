@@ -2,18 +2,18 @@
 
 Owns the answer to each request. Invariants: an answer is the content of files in force, or a VCEK
 whose chain was verified; no file that a caller names is opened; a separate task asks for missing
-VCEKs, one after the other and each once, and the caller is told to try again later. Answers add no
-trust: callers verify them like the publisher's own. An answer is made once, when the files change,
-and not for each caller, because a fleet that starts at once asks for the same ones.
+VCEKs, one after the other, and the caller is told to try again later; owners of callers have turns
+(:mod:`sds.attestation.wanted`), so that none keeps the VCEKs of others waiting, and a VCEK has one
+name. Answers add no trust: callers verify them like the publisher's own. An answer is made once,
+when the files change, and not for each caller, because a fleet that starts at once asks for the
+same ones.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
-import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import PurePath
@@ -26,8 +26,9 @@ from sds.attestation.snp.chain import amd_certificates, link, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.leaf import read_leaf
 from sds.attestation.snp.report import Product, Tcb
-from sds.attestation.snp.sources import vcek_target
+from sds.attestation.snp.sources import is_vcek_target, vcek_target
 from sds.attestation.tdx.collateral import QE_IDENTITY
+from sds.attestation.wanted import Wanted
 from sds.backoff import LATER, uniform
 from sds.errors import EvidenceError
 from sds.files import listed, read_file, replace_file
@@ -45,11 +46,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 AGAIN_SECONDS: Final = 4
 """How many seconds a caller is told to wait while its VCEK is being fetched."""
-MAX_WAITING: Final = 256
 MAX_KEPT: Final = 20_000
 _MAX_DER: Final = 16 * 1024
-_CHIP: Final = re.compile(r"(Milan|Genoa|Turin)/([0-9a-f]{16}|[0-9a-f]{128})")
-_VERSIONS: Final = re.compile(r"(?:(?:fmc|bl|tee|snp|ucode)SPL=[0-9]{2,3}&?){4,5}")
 _VCEKS: Final = "/vcek/v1/"
 _ROOT_LIST: Final = "root.crl"
 _NUMBER: Final = "tcbEvaluationDataNumber"
@@ -107,13 +105,12 @@ class CollateralShelf:
         }
         self._made: tuple[InForce, dict[str, Shelved]] | None = None
         self._kept: dict[str, bytes] = {}
-        self._wanted: asyncio.Queue[str] = asyncio.Queue(MAX_WAITING)
-        self._waiting: set[str] = set()
+        self._wanted = Wanted()
 
-    def answer(self, path: str, query: str) -> Shelved:
-        """Return the answer to a GET of a path."""
+    def answer(self, path: str, query: str, *, owner: str) -> Shelved:
+        """Return the answer to a GET of a path; ``owner`` asks: an address or network."""
         if path.startswith(_VCEKS):
-            return self._amd(path.removeprefix(_VCEKS), query)
+            return self._amd(path.removeprefix(_VCEKS), query, owner)
         asked = parse_qs(query)
         match path:
             case "/sgx/certification/v4/pckcrl":
@@ -137,23 +134,18 @@ class CollateralShelf:
             self._made = (files, dict(_answers_of(files)))
         return self._made[1]
 
-    def _amd(self, rest: str, query: str) -> Shelved:
+    def _amd(self, rest: str, query: str, owner: str) -> Shelved:
         name, _, what = rest.partition("/")
         if what == "crl":
             return self._answers().get(f"{name.lower()}.crl", _ABSENT)
         if what == "cert_chain":
             return self._issuers.get(name, _ABSENT)
-        if not _CHIP.fullmatch(rest) or not _VERSIONS.fullmatch(query):
-            return _ABSENT
         target = f"{_VCEKS}{rest}?{query}"
         if (der := self._kept.get(target)) is not None:
             return Shelved(body=der)
-        if target not in self._waiting:
-            try:
-                self._wanted.put_nowait(target)
-            except asyncio.QueueFull:
-                return _later()
-            self._waiting.add(target)
+        if not is_vcek_target(target):
+            return _ABSENT
+        self._wanted.add(target, owner)
         return _later()
 
     async def run(self) -> None:
@@ -161,14 +153,10 @@ class CollateralShelf:
         await threads.ENDORSEMENTS.run(self._load)
         failures = 0
         while True:
-            target = await self._wanted.get()
+            target = await self._wanted.next()
             if target in self._kept:  # it was stored after somebody asked for it
-                self._waiting.discard(target)
                 continue
-            try:
-                later = await self._fetch(target)
-            finally:
-                self._waiting.discard(target)  # whatever happened, it may be asked for again
+            later = await self._fetch(target)
             pause, failures = 0.0, 0 if later is None else failures + 1
             if later is not None:
                 pause = max(later, AFTER_FAILURE.seconds(failures, draw=uniform()))

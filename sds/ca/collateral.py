@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.attestation.fetching import asker
 from sds.attestation.shelf import CollateralShelf
+from sds.ca.unproven import owner_of_address, plain_address
 from sds.errors import ConfigurationError
 from sds.operations.http import HttpAnswer, HttpHandler, HttpRequest, listening
 from sds.operations.places import Patience
@@ -49,7 +50,9 @@ class _Everything(Mapping[str, HttpHandler]):
         return 0
 
     def _answer(self, request: HttpRequest) -> HttpAnswer:
-        found = self._shelf.answer(request.path, request.query)
+        address = plain_address(request.peer)
+        owner = "" if address is None else owner_of_address(address)
+        found = self._shelf.answer(request.path, request.query, owner=owner)
         return HttpAnswer(
             status=found.status,
             body=found.body,

@@ -51,11 +51,15 @@ _TEXT: Final = "text/plain; charset=utf-8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """A request: path and query (without the question mark), and headers by lower-case name."""
+    """A request: path and query (without the question mark), and headers by lower-case name.
+
+    ``peer`` is the IP address of the other end; empty on a Unix socket.
+    """
 
     path: str
     headers: Mapping[str, str]
     query: str = ""
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +167,7 @@ class _Listener:
         """End every connection."""
         self.places.close()
 
-    def answer(self, request: h11.Request) -> HttpAnswer:
+    def answer(self, request: h11.Request, peer: str) -> HttpAnswer:
         """Find the handler and call it; a failure ends this request only."""
         path, _, query = request.target.decode("ascii", "replace").partition("?")
         handler = self._routes.get(path)
@@ -174,7 +178,7 @@ class _Listener:
             return HttpAnswer(status=405, body=b"only GET and HEAD\n", headers=allow)
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
         try:
-            return handler(HttpRequest(path=path, headers=headers, query=query))
+            return handler(HttpRequest(path=path, headers=headers, query=query, peer=peer))
         except Exception as error:  # noqa: BLE001  the boundary between one request and the rest
             report("request", error, path=path)
             return HttpAnswer(status=500, body=b"it failed; the log says why\n")
@@ -321,6 +325,12 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
         return False  # h11 needs more bytes, or the connection is over
 
+    def _peer(self) -> str:
+        """Return the IP address of the other end, or nothing."""
+        assert self._transport is not None
+        name = self._transport.get_extra_info("peername")
+        return str(name[0]) if isinstance(name, tuple) else ""
+
     def _feed(self) -> bool:
         """Give h11 the next piece of the received bytes, or the end; return whether there was one.
 
@@ -351,7 +361,7 @@ class _Connection(asyncio.Protocol):
                     raise h11.RemoteProtocolError("a body", error_status_hint=413)
             case h11.EndOfMessage():
                 assert self._request is not None
-                self._send(self._listener.answer(self._request))
+                self._send(self._listener.answer(self._request, self._peer()))
                 self._request = None
                 self._arriving = False
                 self._lines = 0

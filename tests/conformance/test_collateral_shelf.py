@@ -15,9 +15,11 @@ from prometheus_client import CollectorRegistry
 from sds.attestation.build import Verification
 from sds.attestation.fetching import Fetcher, Wanted
 from sds.attestation.section import FetchSection, VerificationSection
-from sds.attestation.shelf import MAX_WAITING, CollateralShelf
+from sds.attestation.shelf import CollateralShelf
 from sds.attestation.snp.kds import KdsEndorsements, vcek_path
 from sds.attestation.snp.report import Product, Report
+from sds.attestation.snp.sources import is_vcek_target
+from sds.attestation.wanted import MOST
 from sds.ca.collateral import collateral_listener, collateral_shelf
 from sds.ca.config import AuthorityConfig, CollateralSection
 from sds.ca.run import check
@@ -171,15 +173,16 @@ async def test_an_answer_is_made_once_however_many_ask(
             ("/vcek/v1/Genoa/crl", ""),
             ("/vcek/v1/Genoa/cert_chain", ""),
         ]
-        first = [shelf.answer(*one) for one in asked]
+        first = [shelf.answer(*one, owner="") for one in asked]
+        again = [shelf.answer(*one, owner="") for one in asked]
         assert {one.status for one in first} == {200}
-        assert all(shelf.answer(*one) is made for one, made in zip(asked, first, strict=True))
+        assert all(one is made for one, made in zip(again, first, strict=True))
         # What the files say later is what is given then.
         newer = intel.collateral(tmp_path / "newer", info={"issueDate": "2026-05-21T00:00:00Z"})
         body = (newer / "tcb_info.json").read_bytes()
         (tmp_path / f"collateral/tcb_info-{FMSPC.hex()}.json").write_bytes(body)
         verification.files.reload()
-        assert shelf.answer(*asked[0]).body == body != first[0].body
+        assert shelf.answer(*asked[0], owner="").body == body != first[0].body
 
 
 async def test_strangers_fill_a_bounded_queue(tmp_path: Path) -> None:
@@ -192,8 +195,8 @@ async def test_strangers_fill_a_bounded_queue(tmp_path: Path) -> None:
     clock = PatientClock(NOW)
     shelf = CollateralShelf(lambda: None, ask, tmp_path, clock=clock, spacing=10.0)  # type: ignore[arg-type, return-value]
     query = "blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL=84"
-    for number in range(MAX_WAITING + 50):
-        found = shelf.answer(f"/vcek/v1/Genoa/{number:0128x}", query)
+    for number in range(MOST + 50):
+        found = shelf.answer(f"/vcek/v1/Genoa/{number:0128x}", query, owner="")
         assert (found.status, found.headers) == (503, (("Retry-After", "4"),))
     running = asyncio.create_task(shelf.run())
     while len(asked) < 6:
@@ -202,6 +205,52 @@ async def test_strangers_fill_a_bounded_queue(tmp_path: Path) -> None:
     # Six refusals in a row: each pause is longer than the one before.
     assert sum(clock.slept[:5]) > 100
     assert len(set(asked)) == len(asked)
+
+
+async def test_a_stranger_who_asks_for_many_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """AMD is asked every ten seconds: 256 chips that do not exist took 43 minutes."""
+    asked: list[str] = []
+
+    async def ask(path: str) -> tuple[int, bytes, float]:
+        asked.append(path.partition("?")[0])
+        return 404, b"", 0.0
+
+    shelf = CollateralShelf(lambda: None, ask, tmp_path, clock=PatientClock(NOW), spacing=10.0)  # type: ignore[arg-type, return-value]
+    query = "blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL=84"
+    for number in range(2 * MOST):
+        shelf.answer(f"/vcek/v1/Genoa/{number:0128x}", query, owner="192.0.2.66")
+    for owner in ("192.0.2.1", "192.0.2.2"):
+        shelf.answer(f"/vcek/v1/Genoa/{'ab' * 64}", query, owner=owner)
+    shelf.answer(f"/vcek/v1/Genoa/{'cd' * 64}", query, owner="192.0.2.2")
+    running = asyncio.create_task(shelf.run())
+    while len(asked) < 9:
+        await asyncio.sleep(0.001)
+    running.cancel()
+    assert {one.rpartition("/")[2] for one in asked[:5]} >= {"ab" * 64, "cd" * 64}
+    assert len(set(asked)) == len(asked), "each once, whoever asks"
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        (f"Genoa/{'ab' * 64}", "teeSPL=00&blSPL=10&snpSPL=23&ucodeSPL=84"),
+        (f"Genoa/{'ab' * 64}", "blSPL=10&blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL=84"),
+        (f"Genoa/{'ab' * 64}", "blSPL=010&teeSPL=00&snpSPL=23&ucodeSPL=84"),
+        (f"Genoa/{'ab' * 64}", "blSPL=256&teeSPL=00&snpSPL=23&ucodeSPL=84"),
+        (f"Genoa/{'ab' * 64}", "blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL=84&"),
+        (f"Genoa/{'ab' * 64}", "blSPL=\uff11\uff10&teeSPL=00&snpSPL=23&ucodeSPL=84"),
+        (f"Genoa/{'ab' * 8}", "blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL=84"),
+        (f"Turin/{'ab' * 64}", "fmcSPL=01&blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL=84"),
+    ],
+)
+def test_a_vcek_has_one_name(path: str, query: str, tmp_path: Path) -> None:
+    """AMD's service may fail at others, and a failure makes everybody wait for an hour at worst."""
+    shelf = CollateralShelf(lambda: None, None, tmp_path, clock=PatientClock(NOW), spacing=10.0)  # type: ignore[arg-type, return-value]
+    assert shelf.answer(f"/vcek/v1/{path}", query, owner="").status == 404
+    assert not is_vcek_target(f"/vcek/v1/{path}?{query}")
+    assert is_vcek_target(
+        f"/vcek/v1/Turin/{'ab' * 8}?fmcSPL=01&blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL=255"
+    )
 
 
 async def test_a_service_that_says_when_is_not_asked_before(
@@ -216,7 +265,7 @@ async def test_a_service_that_says_when_is_not_asked_before(
         publishers.vceks = {machine.chip_id.hex(): machine.certificates[0]}
         target = vcek_path(Report.parse(machine.report(bytes(64))), Product.GENOA)
         running = asyncio.create_task(shelf.run())
-        while shelf.answer(*target.split("?")).status != 200:
+        while shelf.answer(*target.split("?"), owner="").status != 200:
             await asyncio.sleep(0.001)
         running.cancel()
     assert publishers.hits[place] == 3

@@ -7,16 +7,23 @@ requests, sizes and times are bounded.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 from sds import threads
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.certificate import Certificate
-from sds.attestation.snp.leaf import Leaf, read_leaf
-from sds.attestation.snp.report import TURIN_CHIP_ID_BYTES, Product, Report
+from sds.attestation.snp.leaf import CHIP_ID_BYTES, Leaf, read_leaf
+from sds.attestation.snp.report import (
+    TCB_COMPONENTS,
+    TURIN_CHIP_ID_BYTES,
+    Product,
+    Report,
+    Tcb,
+)
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.files import read_file
 
@@ -25,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.attestation.evidence import Attester, Evidence, ReportData
-    from sds.attestation.snp.report import Tcb
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
 _MAX_FILES: Final = 1024
@@ -37,6 +43,8 @@ _QUERY: Final = {
     "snp": "snpSPL",
     "microcode": "ucodeSPL",
 }
+_TARGET: Final = re.compile(r"/vcek/v1/(Milan|Genoa|Turin)/((?:[0-9a-f]{2}){8,64})\?(.{1,100})")
+_VERSION: Final = re.compile(r"[0-9]{2,3}", re.ASCII)
 _SUFFIXES: Final = frozenset({".cer", ".crt", ".der", ".pem"})
 
 
@@ -134,6 +142,22 @@ def vcek_target(product: Product, chip_id: bytes, tcb: Tcb) -> str:
         _QUERY[component]: f"{version:02}" for component, version in tcb.components(product).items()
     }
     return f"/vcek/v1/{product.certificate_name}/{chip_id[:size].hex()}?{urlencode(versions)}"
+
+
+def is_vcek_target(text: str) -> bool:
+    """Say whether a text is what :func:`vcek_target` gives for some chip and TCB."""
+    found = _TARGET.fullmatch(text)
+    if found is None:
+        return False
+    product, chip = Product(found[1].lower()), bytes.fromhex(found[2]).ljust(CHIP_ID_BYTES, b"\0")
+    given = dict(parse_qsl(found[3]))
+    raw = bytearray(8)
+    for component, index in TCB_COMPONENTS[product].items():
+        version = given.get(_QUERY[component], "")
+        if not _VERSION.fullmatch(version) or int(version) > 0xFF:  # noqa: PLR2004  a byte
+            return False
+        raw[index] = int(version)
+    return vcek_target(product, chip, Tcb(bytes(raw))) == text
 
 
 def _leaf(der: bytes) -> Leaf | None:
