@@ -41,7 +41,7 @@ def main() -> None:
         and has_meaning(os.environ)  # the command itself refuses the others
     ):
         use_wiping_allocator()
-    if sys.argv[1:2] in (["agent"], ["ca"]):
+    if sys.argv[1:2] in (["agent"], ["ca"], ["admission"]):
         # A reload may be requested before the start is over; the start reads everything anyway.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if sys.argv[1:2] == ["agent"]:

@@ -23,6 +23,7 @@ from sds.admission.service import RuntimeAdmission
 from sds.agent.directory import claimed
 from sds.errors import SdsError
 from sds.faults import report
+from sds.operations.hangup import on_hangup
 from sds.outside import words_of
 from sds.policy.copied import follow_copy
 from sds.policy.holder import PolicyHolder
@@ -164,14 +165,17 @@ async def serve(
             )
             server = QuestionServer(admission, enforce=config.enforce, observer=observer)
             listener = listening(config.socket, OURS_ALONE)
-            async with (
-                await asyncio.start_unix_server(server.answer, sock=listener, limit=MOST_HEADER),
-                asyncio.TaskGroup() as tasks,
-            ):
-                tasks.create_task(supervised("policy", holder.run, clock=clock))
-                tasks.create_task(supervised("policy-memory", kept.run, clock=clock))
-                tasks.create_task(supervised("policy-files", files.follow, clock=clock))
-                if config.policy_copy is not None:
-                    follow = partial(follow_copy, Path(config.policy_copy), holder, clock=clock)
-                    tasks.create_task(supervised("policy-copy", follow, clock=clock))
-                ready()
+            with on_hangup(files.ask):
+                async with (
+                    await asyncio.start_unix_server(
+                        server.answer, sock=listener, limit=MOST_HEADER
+                    ),
+                    asyncio.TaskGroup() as tasks,
+                ):
+                    tasks.create_task(supervised("policy", holder.run, clock=clock))
+                    tasks.create_task(supervised("policy-memory", kept.run, clock=clock))
+                    tasks.create_task(supervised("policy-files", files.follow, clock=clock))
+                    if config.policy_copy is not None:
+                        follow = partial(follow_copy, Path(config.policy_copy), holder, clock=clock)
+                        tasks.create_task(supervised("policy-copy", follow, clock=clock))
+                    ready()

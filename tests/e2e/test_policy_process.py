@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.node import Node, short_folder
+from tests.support.node import TRUST_DOMAIN, Node, short_folder
 from tests.support.policies import Signatory, document, sign
 from tests.support.policy_files import deploy
 from tests.support.policy_site import S, Site
-from tests.support.process import PATIENCE_SECONDS, output, sds
+from tests.support.process import PATIENCE_SECONDS, output, running, sds
 from tests.support.xds_client import Sotw, channel, fetch, secrets
 
 if TYPE_CHECKING:
@@ -165,3 +165,31 @@ async def test_configurations_that_cannot_be(site: Site) -> None:
         async with site.agent(ready=False, policy=section) as agent:
             assert await agent.wait() == 2
             assert said in agent.text
+
+
+async def test_admission_reads_its_policy_again_at_a_hangup(site: Site) -> None:
+    """Nothing starts on the node while it is down, so a reload must not end it."""
+    folder = site.node.folder / "admission"
+    config = folder / "admission.yaml"
+    folder.mkdir()
+    settings = {
+        "trust_domain": TRUST_DOMAIN,
+        "policy": {"directory": str(folder / "policy"), "keys": [str(site.key)]},
+        "run_dir": str(folder / "run"),
+        "runtime": {"socket": str(folder / "containerd.sock")},
+        "containerd_config": None,
+        "kubelet_config": None,
+        "wrapper": str(folder / "wrapper"),
+    }
+    config.write_text(json.dumps(settings))
+    (folder / "policy").mkdir()
+    (folder / "policy" / "1.json").write_bytes(site.signed(1, ("web", "api")))
+    status, script, said = await output(sds("admission", "wrapper", "--config", config))
+    assert status == 0, said
+    (folder / "wrapper").write_text(script + "\n")
+    (folder / "wrapper").chmod(0o755)
+    async with running(sds("admission", "serve", "--config", config), name="admission") as it:
+        await it.line("READY")
+        it.signal(signal.SIGHUP)
+        (folder / "policy" / "2.json").write_bytes(site.signed(2, ("web", "api")))
+        await it.line("policy of epoch 2 is in force")

@@ -111,9 +111,12 @@ def test_a_full_disk_is_said_without_a_traceback(arguments: list[str]) -> None:
     assert done.returncode == 1
 
 
-def test_a_reload_amid_the_start_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("daemon", ["ca", "admission"])
+def test_a_reload_amid_the_start_does_not_end_it(
+    monkeypatch: pytest.MonkeyPatch, daemon: str
+) -> None:
     found: list[object] = []
-    monkeypatch.setattr(sys, "argv", ["sds", "ca"])
+    monkeypatch.setattr(sys, "argv", ["sds", daemon])
     monkeypatch.setattr(cli, "main", lambda **_: found.append(signal.getsignal(signal.SIGHUP)))
     before = signal.getsignal(signal.SIGHUP)
     try:
