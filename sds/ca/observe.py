@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from sds.policy.watcher import PolicyWatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from datetime import datetime
 
     from sds.attestation.evidence import Attester, Verifier
@@ -133,7 +133,8 @@ class TimedContext:
         self._arrived = self._timer()
         return message
 
-    async def write(self, message: object) -> None:
+    def write(self, message: object) -> Awaitable[None]:
         """Write the answer; its time ends before the caller has read it."""
         self._answered(self._timer() - self._arrived)
-        await self._inner.write(message)  # type: ignore[attr-defined]  # the call
+        written: Awaitable[None] = self._inner.write(message)  # type: ignore[attr-defined]  # the call
+        return written

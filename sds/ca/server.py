@@ -268,9 +268,10 @@ class ExchangeService:
             del data  # nothing of both counts for anybody while this waits for the next message
             stream.writing = True
             async with asyncio.timeout(self._limits.write_seconds):
-                await context.write(answer.SerializeToString())
+                written = [answer.SerializeToString()]
+                del answer  # only what is left of its bytes counts while it waits
+                await context.write(written.pop())
             stream.writing = False
-            del answer
 
     def _turn(self, stream: _Stream) -> contextlib.AbstractAsyncContextManager[None]:
         return contextlib.nullcontext() if stream.proven else self._turns.turn(stream)

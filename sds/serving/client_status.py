@@ -90,10 +90,9 @@ class ClientStatus:
     ) -> None:
         """Give one answer for each request."""
         async for request in requests:
-            answer = await self._fetch(request, context)
-            del request  # it counts for nobody while this waits for the next one
-            await context.write(answer)
-            del answer
+            written = [await self._fetch(request, context)]
+            del request  # it counts for nobody while this waits
+            await context.write(written.pop())
 
     async def _fetch(self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:

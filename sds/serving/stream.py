@@ -294,9 +294,10 @@ class Stream:
         """Write until nothing is due, or until a request is being taken."""
         try:
             while self._way is not None and not self._taking and self._has_due():
-                message = self._next()
-                if message is not None:
-                    await self._way.write(message)
+                written = self._next()
+                if written is not None:
+                    passed, written = [written], None  # what waits is counted where it waits
+                    await self._way.write(passed.pop())
                 if self._has_due() and self._pace.spend(SLICE):
                     await self._pace.turn()
         finally:

@@ -13,6 +13,7 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``headers``           what requests' and responses' fields say (section 8)
 ``settings``          the client's settings (section 6.5)
 ``flow_control``      what may be sent and received on one stream (section 5)
+``pieces``            parts of output that waits, and what they keep in memory
 ``outgoing``          what one connection sends, within the client's windows
 ``events``            what a connection tells about its client
 ``streams``           the streams of one connection: the open ones, and those we reset

@@ -145,9 +145,11 @@ class Call:
         Raises:
             CallEndedError: the call is over.
         """
+        more = self.send(message)
+        del message  # what waits is counted by what is left of it
         if self._turns.step_is_long():
             await self._link.turn()
-        if not self.send(message):
+        if not more:
             await self.ready()
 
     def send(self, message: bytes) -> bool:

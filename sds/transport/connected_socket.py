@@ -15,6 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.transport.input_readiness import InputReadiness
+from sds.transport.pieces import kept, rest_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -225,11 +226,14 @@ class ConnectedSocket:
         while output and count >= len(output[0]):
             count -= len(output.popleft())
         if output and count:
-            output[0] = output[0][count:]
+            output[0] = rest_of(output[0], count)
         self._count_held()
 
     def _count_held(self) -> None:
-        self.held = self.unsent + _PIECE_BYTES * len(self._output or ())
+        output = self._output or ()
+        self.held = self.unsent + _PIECE_BYTES * len(output)
+        if output:  # only the first may be a part
+            self.held += kept(output[0]) - len(output[0])
 
     def _send(self) -> None:
         """Give the kernel as much output as it takes."""

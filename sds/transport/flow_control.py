@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.errors import Http2StreamError
 from sds.transport.frames import ErrorCode
+from sds.transport.pieces import alone, rest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,14 +106,14 @@ class StreamState:
         self._receive_window += increment
         return increment
 
-    def next_chunk(self, most: int) -> memoryview:
+    def next_chunk(self, most: int) -> bytes | memoryview:
         """Take at most ``most`` bytes of what waits; call it only if something waits."""
         first = self.waiting[0]
         if len(first) <= most:
             self.waiting.popleft()
-            return first
-        self.waiting[0] = first[most:]
-        return first[:most]
+            return alone(first)
+        self.waiting[0] = rest_of(first, most)
+        return alone(first[:most])
 
 
 class Widest:

@@ -23,7 +23,7 @@ from sds.transport.owner_lines import RUNS_FOR
 from sds.transport.steps import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from sds.transport.call import Call
     from sds.transport.turns import Turns
@@ -121,15 +121,15 @@ async def _handle(call: Call, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
     if inspect.isasyncgen(answering):
         async with contextlib.aclosing(answering) as responses:
             async for response in responses:
-                data = serialize(response)
-                del response  # only its bytes wait, because only they are counted
-                await call.write(data)
+                written = [serialize(response)]
+                del response  # only what is left of its bytes waits, because only that is counted
+                await call.write(written.pop())
     else:
         response = await answering
         if not handler.response_streaming:
-            data = serialize(response)
+            written = [serialize(response)]
             del response
-            await call.write(data)
+            await call.write(written.pop())
 
 
 def _behaviour(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[[Any, Any], Any]:
@@ -166,8 +166,9 @@ class _Serializing:
         self.invocation_metadata = call.invocation_metadata
         self.peer = call.peer
 
-    async def write(self, message: Any) -> None:
-        await self._call.write(self._serialize(message))
+    def write(self, message: Any) -> Awaitable[None]:
+        # No coroutine, whose frame would keep the message: only its bytes are counted.
+        return self._call.write(self._serialize(message))
 
 
 async def _deserialized(call: Call, parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:

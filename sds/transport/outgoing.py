@@ -18,6 +18,7 @@ from sds.transport import frames
 from sds.transport.flow_control import Widest
 from sds.transport.headers import resized_table, response_head
 from sds.transport.messages import PREFIX_BYTES, prefix
+from sds.transport.pieces import kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,7 @@ class Outgoing:
         window: how many bytes the client still accepts on all streams together.
         table_changed: whether the client changed the size of its header table, so that the next
             header block must answer it.
-        waiting_bytes: bytes that wait for windows.
+        waiting_bytes: bytes of memory of what waits for windows.
         waiting_chunks: pieces in which they wait.
     """
 
@@ -141,11 +142,13 @@ class Outgoing:
         most = min(frames.DEFAULT_FRAME_SIZE, self.window, window)
         if most <= 0:
             return False
-        count = len(stream.waiting)
+        waiting = stream.waiting
+        count, before = len(waiting), kept(waiting[0])
         chunk = stream.next_chunk(most)
-        self.waiting_chunks -= count - len(stream.waiting)
+        taken = count - len(waiting)
+        self.waiting_chunks -= taken
+        self.waiting_bytes -= before if taken else before - kept(waiting[0])
         size = len(chunk)
-        self.waiting_bytes -= size
         self.window -= size
         stream.credit -= size
         self._output += (frames.head(size, frames.DATA, 0, stream.number), chunk)
@@ -179,7 +182,7 @@ class Outgoing:
     def forget(self, stream: StreamState) -> None:
         """Drop what waits on a stream that is over."""
         if self._waiting.take(stream.number) is not None:
-            self.waiting_bytes -= sum(map(len, stream.waiting))
+            self.waiting_bytes -= sum(map(kept, stream.waiting))
             self.waiting_chunks -= len(stream.waiting)
             stream.waiting.clear()
 

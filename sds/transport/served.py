@@ -204,6 +204,7 @@ class ServedConnection:
         self._start_work()
 
     def drained(self) -> None:
+        self.settle()
         writers, self._writers = self._writers, set()
         for number in writers:
             self._calls.wake_writer(number)

@@ -280,6 +280,31 @@ def test_numbers_of_streams_that_we_reset_count() -> None:
     assert made.held - before == 255 * 72
 
 
+@pytest.mark.parametrize("left", [1, 400_000, 600_000])
+def test_what_is_left_of_a_message_keeps_no_more_than_is_counted(left: int) -> None:
+    """A client lets all of a message be sent but its last byte, on each of many streams."""
+    size = 1_000_000
+    made = Connection(ConnectionLimits())
+    settings = frames.settings({frames.SETTING_INITIAL_WINDOW_SIZE: size + 5 - left})
+    wider = frames.window_update(0, 2**30)
+    made.receive(
+        PREFACE + settings + wider + frame(frames.HEADERS, frames.END_HEADERS, 1, BLOCK), 0.0
+    )
+    made.take_output()
+    message, empty = bytes(size), made.held
+    before = sys.getrefcount(message)
+    assert not made.send_message(1, message)
+    sent = made.take_output()
+    assert sum(map(len, sent)) > size - left
+    if sys.getrefcount(message) == before:  # nothing is kept but the rest
+        assert left <= made.held - empty < 2 * left + 1_000
+    else:
+        assert made.held - empty >= size
+        assert left > size / 2
+    made.reset(1, frames.ErrorCode.CANCEL)
+    assert made.held <= empty + 72
+
+
 def test_field_blocks_that_a_connection_keeps_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that say the same share them, but the shared memory may forget them first."""
     monkeypatch.setattr(HeaderDecoder, "_ROOT", _Passage())

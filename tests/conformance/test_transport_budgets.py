@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -171,16 +172,24 @@ async def answer_one(_request: Any, _context: Any) -> Answer:
     return Answer()
 
 
+WHOLE = b"w" * 1000
+
+
+async def write_all(_request: Any, context: Any) -> None:
+    await context.write(Answer())
+
+
 def serialized(_: Answer) -> bytes:
     return bytes(1000)
 
 
-@pytest.mark.parametrize("method", [b"/t.A/All", b"/t.A/One"])
+@pytest.mark.parametrize("method", [b"/t.A/All", b"/t.A/One", b"/t.A/Written"])
 async def test_a_response_is_not_kept_beside_its_bytes(tmp_path: Path, method: bytes) -> None:
     """What waits for a shut window is counted by its bytes; the message itself is gone."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "All": grpc.stream_stream_rpc_method_handler(answer_all, response_serializer=serialized),
         "One": grpc.unary_unary_rpc_method_handler(answer_one, response_serializer=serialized),
+        "Written": grpc.unary_stream_rpc_method_handler(write_all, response_serializer=serialized),
     }
     async with running(tmp_path, Share()) as (path, server):
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.A", handlers),))
@@ -192,6 +201,44 @@ async def test_a_response_is_not_kept_beside_its_bytes(tmp_path: Path, method: b
             while owner.held < CONNECTION_BYTES + STREAM_BYTES + 1000:
                 await asyncio.sleep(0.01)
             assert not list(Answer.alive)
+
+
+async def all_bytes(requests: Any, _context: Any) -> AsyncIterator[bytes]:
+    async for _ in requests:
+        yield WHOLE
+
+
+async def one_bytes(_request: Any, _context: Any) -> bytes:
+    return WHOLE
+
+
+async def write_bytes(_request: Any, context: Any) -> None:
+    await context.write(WHOLE)
+
+
+@pytest.mark.parametrize("method", [b"/t.B/All", b"/t.B/One", b"/t.B/Written"])
+async def test_a_message_whose_last_byte_waits_is_not_kept(tmp_path: Path, method: bytes) -> None:
+    """A byte is counted then. The handler that waits has no other reference to the message."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "All": grpc.stream_stream_rpc_method_handler(all_bytes),
+        "One": grpc.unary_unary_rpc_method_handler(one_bytes),
+        "Written": grpc.unary_stream_rpc_method_handler(write_bytes),
+    }
+    async with running(tmp_path, Share()) as (path, server):
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.B", handlers),))
+        before = sys.getrefcount(WHOLE)
+        with connected(path) as client:
+            client.settimeout(5)
+            narrow = frame(SETTINGS, 0, 0, b"\0\x04" + (len(WHOLE) + 4).to_bytes(4, "big"))
+            asked = frame(HEADERS, 4, 1, headers(method)) + frame(0, 1, 1, bytes(5))
+            client.sendall(GREETING + narrow + asked)
+            seen = b""
+            while seen.count(b"w") < len(WHOLE) - 1:
+                seen += await asyncio.to_thread(client.recv, 65_536)
+            assert sys.getrefcount(WHOLE) == before
+            client.sendall(frame(8, 0, 1, (1).to_bytes(4, "big")))
+            while seen.count(b"w") < len(WHOLE):
+                seen += await asyncio.to_thread(client.recv, 65_536)
 
 
 async def test_the_head_of_a_request_counts_while_its_call_lives(tmp_path: Path) -> None:
