@@ -3,7 +3,8 @@
 Owns the bounds on the repeated fields of requests and answers. Protobuf makes an object of each
 part of a message, and an empty part has two bytes on the wire: 4 MiB of them would become 150 MiB.
 Invariant: only tags and lengths are read, and counting stops at the first field that is repeated
-too often, so the allowed number bounds the cost (Protocol Buffers, "Encoding").
+too often, or once the message has more than :data:`MOST_PARTS` in all, so the allowed numbers bound
+the cost (Protocol Buffers, "Encoding").
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _UNLISTED: Final = 32
-"""How often a field may appear that is not repeated or that this version does not know."""
+"""How often fields may appear that are not repeated or that this version does not know."""
+_OTHERS: Final = -1
+MOST_PARTS: Final = 120_000
+"""The most fields of a message and of those inside it. The largest request has 1,000 items with 100
+names each; items and names, each bounded by themselves, could be 1.6 million in 4 MiB."""
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MORE: Final = 0x80
 _LONGEST_VARINT: Final = 10
@@ -31,11 +36,16 @@ class Shape:
 
     Attributes:
         most: how often each repeated field may appear, by its number.
-        inside: the shape of a field that is a message, by its number.
+        inside: the shape of a field that is a message, by its number. One that is not repeated may
+            appear once; parsers would join several, with the parts of all.
     """
 
     most: Mapping[int, int] = field(default_factory=dict)
     inside: Mapping[int, Shape] = field(default_factory=dict)
+
+    def single(self, number: int) -> tuple[int, int]:
+        """Return how a field that is not repeated is counted: its number, and the bound."""
+        return (number, 1) if number in self.inside else (_OTHERS, _UNLISTED)
 
 
 # Four times what is allowed, so that the exact bound refuses with a reason of its own.
@@ -60,25 +70,27 @@ def check_shape(data: bytes, shape: Shape = REQUEST) -> None:
     """Count the fields of a message and of those inside it.
 
     Raises:
-        RefusedError: ``request_malformed``: a field appears too often, or this is not a message.
+        RefusedError: ``request_malformed``: a field appears too often, there are too many, or this
+            is not a message.
     """
-    _check(data, 0, len(data), shape)
+    _check(data, 0, len(data), shape, MOST_PARTS)
 
 
-def _check(data: bytes, position: int, end: int, shape: Shape) -> None:
+def _check(data: bytes, position: int, end: int, shape: Shape, left: int) -> int:
+    """Count fields from a position to an end; return how many more there may be."""
     seen: dict[int, int] = {}
-    unlisted = 0
+    repeated = shape.most
     while position < end:
+        left -= 1
+        if left < 0:
+            raise _malformed(f"the message has more than {MOST_PARTS} fields in all")
         tag, position = _varint(data, position, end)
         number, kind = tag >> 3, tag & 7
-        most = shape.most.get(number)
-        if most is None:
-            unlisted += 1
-            enough = unlisted > _UNLISTED
-        else:
-            seen[number] = seen.get(number, 0) + 1
-            enough = seen[number] > most
-        if enough:
+        counted, most = number, repeated.get(number)
+        if most is None:  # most fields are repeated ones
+            counted, most = shape.single(number)
+        seen[counted] = seen.get(counted, 0) + 1
+        if seen[counted] > most:
             raise _malformed(f"the message has too many fields (field {number})")
         if kind == _LENGTH:
             length, position = _varint(data, position, end)
@@ -87,7 +99,7 @@ def _check(data: bytes, position: int, end: int, shape: Shape) -> None:
                 raise _cut_off()
             inner = shape.inside.get(number)
             if inner is not None:
-                _check(data, position, stop, inner)
+                left = _check(data, position, stop, inner, left)
             position = stop
         elif kind == _VARINT:
             _, position = _varint(data, position, end)
@@ -97,6 +109,7 @@ def _check(data: bytes, position: int, end: int, shape: Shape) -> None:
             raise _malformed("the message has groups, which proto3 does not know")
     if position > end:
         raise _cut_off()
+    return left
 
 
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
