@@ -101,15 +101,19 @@ def _check(data: bytes, position: int, end: int, shape: Shape, left: int) -> int
             if inner is not None:
                 left = _check(data, position, stop, inner, left)
             position = stop
-        elif kind == _VARINT:
-            _, position = _varint(data, position, end)
-        elif kind in (_FIXED32, _FIXED64):
-            position += 4 if kind == _FIXED32 else 8
         else:
-            raise _malformed("the message has groups, which proto3 does not know")
+            position = _past_number(data, position, end, kind)
     if position > end:
         raise _cut_off()
     return left
+
+
+def _past_number(data: bytes, position: int, end: int, kind: int) -> int:
+    if kind == _VARINT:
+        return _varint(data, position, end)[1]
+    if kind in (_FIXED32, _FIXED64):
+        return position + (4 if kind == _FIXED32 else 8)
+    raise _malformed("the message has groups, which proto3 does not know")
 
 
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
