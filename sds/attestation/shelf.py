@@ -28,7 +28,7 @@ from sds.attestation.snp.leaf import read_leaf
 from sds.attestation.snp.report import Product, Tcb
 from sds.attestation.snp.sources import is_vcek_target, vcek_target
 from sds.attestation.tdx.collateral import QE_IDENTITY
-from sds.attestation.wanted import Wanted
+from sds.attestation.wanted import WantedByOwners
 from sds.backoff import LATER, uniform
 from sds.errors import EvidenceError
 from sds.files import listed, read_file, replace_file
@@ -105,7 +105,7 @@ class CollateralShelf:
         }
         self._made: tuple[InForce, dict[str, Shelved]] | None = None
         self._kept: dict[str, bytes] = {}
-        self._wanted = Wanted()
+        self._wanted = WantedByOwners()
 
     def answer(self, path: str, query: str, *, owner: str) -> Shelved:
         """Return the answer to a GET of a path; ``owner`` asks: an address or network."""

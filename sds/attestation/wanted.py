@@ -15,7 +15,7 @@ from typing import Final
 MOST: Final = 256
 
 
-class Wanted:
+class WantedByOwners:
     """The things that are wanted, by owner."""
 
     def __init__(self) -> None:

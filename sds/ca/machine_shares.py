@@ -98,7 +98,7 @@ class MachineShares(Generic[_MemberT]):
             _LOG.warning(
                 "few are left, and one machine has more than its share: its oldest end",
                 extra={
-                    "what": self._what,
+                    "limit": self._what,
                     "machine": machine,
                     "has": len(self._members[machine]),
                     "share": self._share,

@@ -57,6 +57,7 @@ ONE = "its own boundary ends the one thing that failed, and reports it"
 AWAITED = "awaited at once by what made it, which answers for it"
 LOOP = "the loop reports it (sds.faults.watch_loop), and nothing depends on its return"
 RAISED = "what the thread raises is raised where its result is awaited"
+STARTED = "its own boundary (Stream._write_in_background) ends the one stream, and reports it"
 CALL = "gRPC ends the call, and logs it"
 END = "the program is at its start or at its end: an error ends it, with its text"
 BOUNDARIES = {
@@ -89,15 +90,16 @@ BOUNDARIES = {
     "sds/secrets/rotation.py:Rotation.run": INSIDE,
     "sds/serving/idle.py:CrowdTrimmer._look": LOOP,
     "sds/serving/idle.py:CrowdTrimmer._wait": LOOP,
-    "sds/serving/stream.py:Stream._push": ONE,
     "sds/serving/unsent.py:UnsentSecrets._after": LOOP,
     "sds/serving/way.py:GrpcWay.soon": LOOP,
+    "sds/serving/way.py:GrpcWay.start": STARTED,
     "sds/serving/way.py:GrpcWay.write": AWAITED,
     "sds/threads.py:Threads._start_another": RAISED,
     "sds/threads.py:alone": RAISED,
     "sds/transport/accepting.py:Acceptor.__init__": ONE,
     "sds/transport/accepting.py:Acceptor._pause": LOOP,
     "sds/transport/accepting.py:Acceptor._resume": ONE,
+    "sds/transport/call.py:Call.start": STARTED,
     "sds/transport/calls.py:Calls._on_opened": LOOP,
     "sds/transport/calls.py:Calls._start": ONE,
     "sds/transport/connected_socket.py:ConnectedSocket._send": LOOP,

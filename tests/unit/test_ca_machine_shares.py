@@ -90,7 +90,7 @@ def test_the_log_names_the_machine_once_in_ten_seconds(caplog: pytest.LogCapture
     (said,) = caplog.records
     about = said.__dict__
     assert about["machine"] == "chip_id 00ff"
-    assert (about["what"], about["has"], about["share"]) == ("streams", 9, 8)
+    assert (about["limit"], about["has"], about["share"]) == ("streams", 9, 8)
     held.join(99, "chip_id 00ff", now=NOW + 10)
     assert len(caplog.records) == 2
 

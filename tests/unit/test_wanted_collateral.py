@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-from sds.attestation.wanted import MOST, Wanted
+from sds.attestation.wanted import MOST, WantedByOwners
 
 
-async def taken(wanted: Wanted) -> list[str]:
+async def taken(wanted: WantedByOwners) -> list[str]:
     return [await wanted.next() for _ in range(len(wanted))]
 
 
 async def test_owners_take_turns_and_each_keeps_its_order() -> None:
-    wanted = Wanted()
+    wanted = WantedByOwners()
     for thing in ("a1", "a2", "a3", "a1"):
         wanted.add(thing, "a")
     for thing in ("b1", "b2"):
@@ -22,7 +22,7 @@ async def test_owners_take_turns_and_each_keeps_its_order() -> None:
 
 
 async def test_what_several_want_is_given_once_in_the_first_turn_of_any() -> None:
-    wanted = Wanted()
+    wanted = WantedByOwners()
     for thing in ("a1", "a2", "both"):
         wanted.add(thing, "a")
     wanted.add("both", "b")
@@ -32,7 +32,7 @@ async def test_what_several_want_is_given_once_in_the_first_turn_of_any() -> Non
 
 
 async def test_who_wants_the_most_gives_way() -> None:
-    wanted = Wanted()
+    wanted = WantedByOwners()
     for number in range(3 * MOST):
         wanted.add(f"a{number}", "a")
     assert len(wanted) == MOST
@@ -48,7 +48,7 @@ async def test_who_wants_the_most_gives_way() -> None:
 
 
 async def test_who_waits_is_woken() -> None:
-    wanted = Wanted()
+    wanted = WantedByOwners()
     waiting = asyncio.create_task(wanted.next())
     await asyncio.sleep(0)
     assert not waiting.done()
