@@ -313,7 +313,7 @@ async def test_services_are_followed(node: Node, peer: Peer, in_pod: InPod) -> N
     assert (await attestor.attest(peer, frozenset())).services == frozenset()
     node.kube.put_service(service("web", {"app": "web"}))
     node.kube.delete_service("shop", "web")
-    await until(lambda: len(told) == 5)
+    await until(lambda: len(told) == 4)  # both are told together
     assert (await attestor.attest(peer, frozenset())).services == frozenset()
     stop()
 

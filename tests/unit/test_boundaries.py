@@ -191,6 +191,9 @@ async def test_a_listener_of_a_watch_ends_no_watch() -> None:
             raise AssertionError
 
     class Kept:
+        def begin(self) -> None:
+            pass
+
         def read(self, item: object) -> object:
             return item
 

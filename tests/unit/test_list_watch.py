@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sds.errors import KubernetesError
-from sds.workload.kubernetes import watch
-from sds.workload.kubernetes.watch import ListWatch
+from sds.workload.kubernetes import services, watch
+from sds.workload.kubernetes.services import ServiceWatch
+from sds.workload.kubernetes.watch import ListAgainError, ListWatch
 from tests.support.clock import FakeClock
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ class Answering:
 
 
 class Kept:
+    def begin(self) -> None:
+        pass
+
     def read(self, item: dict[str, Any]) -> bytes:
         name: str = item["metadata"]["name"]
         return name.encode()
@@ -153,3 +158,51 @@ async def test_a_watch_that_the_server_ends_again_and_again_is_logged_once(
             await server.clock.until(functools.partial(has, server.asked, 20))
         assert len(caplog.records) == lines
         assert server.asked[-1] - server.asked[-2] >= 2.5, "the pause grows all the same"
+
+
+async def test_a_collection_may_ask_for_a_list() -> None:
+    class Lacking(Kept):
+        def apply(self, kind: str, item: dict[str, Any]) -> bool:
+            raise ListAgainError
+
+    line = b'{"type": "DELETED", "object": {"metadata": {"resourceVersion": "2", "name": "x"}}}'
+    watched = ListWatch(Answering(line=line), FakeClock(), PATH, Lacking())
+    assert await watched._watch("1") is None
+    assert watched.error is None
+
+
+class Flapping(Answering):
+    """Its one Service gets another selector as often as somebody can write to the API."""
+
+    async def lines(
+        self, path: str, params: Mapping[str, str], *, idle_seconds: float
+    ) -> AsyncIterator[bytes]:
+        for number in range(1_000):
+            metadata = {"resourceVersion": str(number), "namespace": "shop", "name": "web"}
+            item = {"metadata": metadata, "spec": {"selector": {"app": str(number)}}}
+            yield json.dumps({"type": "MODIFIED", "object": item}).encode()
+            await asyncio.sleep(0)
+        await asyncio.Event().wait()
+
+
+async def test_who_changes_a_service_again_and_again_has_nobody_looked_at_so_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each change is a reason to look at every caller of every node again."""
+    monkeypatch.setattr(services, "APART_SECONDS", 0.2)
+    watched = ServiceWatch(Flapping(), FakeClock())
+    told: list[frozenset[tuple[str, str]]] = []
+
+    def listener() -> None:
+        told.append(watched._index.selecting("shop", {"app": "999"}))
+
+    watched.listen(listener)
+    running = asyncio.create_task(watched.run())
+    try:
+        async with asyncio.timeout(20):
+            while not told or not told[-1]:
+                await asyncio.sleep(0.01)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert len(told) < 20, "at once, and what came since, but not each change"

@@ -8,7 +8,8 @@ import pytest
 from sds.workload.kubernetes import pod_list
 from sds.workload.kubernetes.pod_list import PodList
 from sds.workload.kubernetes.scheduled import ScheduledPods
-from sds.workload.kubernetes.services import ServiceIndex
+from sds.workload.kubernetes.services import MOST_OF_A_NAMESPACE, ServiceIndex
+from sds.workload.kubernetes.watch import ListAgainError
 from tests.support.clock import FakeClock
 from tests.support.kubernetes import container_id, pod, service
 from tests.support.refusals import refused
@@ -116,7 +117,7 @@ async def test_what_authors_write_too_much_of_is_not_kept(monkeypatch: pytest.Mo
     (found,) = (await listed(pod("a", labels=labels))).values()
     assert len(found.labels) == 257  # one more than count: the attestor says so
     index = ServiceIndex()
-    assert not index.put(*index.read(service("greedy", labels)))
+    assert not index.apply("ADDED", service("greedy", labels))
     monkeypatch.setattr(pod_list, "_MOST_PODS", 3)
     with refused("kubelet", match="does not end"):
         await listed(*(pod(f"a-{number}") for number in range(4)))
@@ -161,3 +162,58 @@ def test_services_select_by_all_labels_in_their_own_namespace() -> None:
     assert not index.replace([web])
     assert index.selecting("other", labels) == frozenset()
     assert index.put(("shop", "web"), {})  # it lost its selector
+
+
+def greedy(number: int) -> dict[str, Any]:
+    """A Service whose selector has as many labels as may be, and is expensive to compare."""
+    return service(f"greedy-{number}", {f"l{each}": "x" for each in range(256)}, namespace="evil")
+
+
+MANY = MOST_OF_A_NAMESPACE // 256 + 1
+LABELS = {f"l{each}": "x" for each in range(256)}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_namespace_with_too_much_in_it_has_no_names_and_takes_no_memory(*, listed: bool) -> None:
+    """Else who may edit one namespace ends the agents of all nodes."""
+    index = ServiceIndex()
+    items = [service("web", {"app": "web"}), *map(greedy, range(MANY))]
+    if listed:
+        index.begin()
+        assert index.replace([index.read(each) for each in items])
+        assert not index.replace([index.read(each) for each in items])
+    else:
+        assert all(index.apply("ADDED", each) for each in items)
+    assert index.overfull == {"evil"}
+    assert index.selecting("evil", LABELS) == frozenset()
+    assert index.selecting("shop", {"app": "web"}) == {("shop", "web")}
+    assert not index._namespaces["evil"].selectors
+    assert not index.apply("ADDED", greedy(MANY))
+
+
+def test_what_is_read_of_a_list_is_bounded_while_it_comes() -> None:
+    index = ServiceIndex()
+    index.begin()
+    read = [index.read(greedy(number)) for number in range(2 * MANY)]
+    assert sum(selector is not None for _, selector, _ in read) == MANY - 1
+    index.begin()
+    assert index.read(greedy(0))[1] is not None
+
+
+def test_a_namespace_that_shrinks_is_listed_again() -> None:
+    index = ServiceIndex()
+    items = [greedy(number) for number in range(MANY)]
+    for each in items:
+        index.apply("ADDED", each)
+    left = MOST_OF_A_NAMESPACE // 2 // 256
+    for each in items[left + 1 :]:
+        assert not index.apply("DELETED", each)
+    with pytest.raises(ListAgainError):
+        index.apply("DELETED", items[left])
+    index.begin()
+    assert index.replace([index.read(each) for each in items[:left]])
+    assert not index.overfull
+    assert len(index.selecting("evil", LABELS)) == left
+    for each in items[:left]:
+        assert index.apply("DELETED", each)
+    assert not index._namespaces

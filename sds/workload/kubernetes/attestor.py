@@ -14,6 +14,7 @@ from sds.errors import CgroupError, KubernetesError, WorkloadError
 from sds.workload.entitlement import Selector
 from sds.workload.facts import LABEL_TYPE, Facts
 from sds.workload.kubernetes.pods import MOST_LABELS
+from sds.workload.kubernetes.services import MOST_OF_A_NAMESPACE
 from sds.workload.proc import read_cgroup
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sds.workload.kubernetes.services import ServiceWatch
     from sds.workload.peer import Peer
 
+_SHOWN: Final = 3
 CONTAINER_TYPES: Final = frozenset({"k8s:container-name", "k8s:image-digest"})
 MOST_SERVICES: Final = 128
 """The most Services of one pod that count; each adds four names to match and to certify."""
@@ -114,6 +116,12 @@ class KubernetesAttestor:
         if len(services) > MOST_SERVICES:
             why = f"more than {MOST_SERVICES} Services select the pod: none of their names counts"
             return dataclasses.replace(facts, hints=(*facts.hints, why))
+        if pod.namespace in self._services.overfull:
+            why = (
+                f"the Services of namespace {pod.namespace} have too many labels in their selectors"
+            )
+            why += ": none of their names counts"
+            return dataclasses.replace(facts, hints=(*facts.hints, why))
         return dataclasses.replace(facts, services=services)
 
     # --- a sds.workload.ahead.Foresees ----------------------------------------------------------
@@ -150,6 +158,12 @@ class KubernetesAttestor:
             found.append(f"new pods are not recognised: {self._pods.error}")
         if self._services is not None and self._services.error:
             found.append(f"Services are not followed: {self._services.error}")
+        if self._services is not None and (overfull := sorted(self._services.overfull)):
+            more = f" and {len(overfull) - _SHOWN} more" if len(overfull) > _SHOWN else ""
+            found.append(
+                f"no name of a Service counts in {', '.join(overfull[:_SHOWN])}{more}: their "
+                f"selectors have more than {MOST_OF_A_NAMESPACE} labels in a namespace"
+            )
         return tuple(found)
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:

@@ -35,6 +35,9 @@ class ScheduledPods:
         self._of_node: dict[str, dict[str, ScheduledPod]] = {}
         """The same pods by node, so that a question about one node costs nothing for the others."""
 
+    def begin(self) -> None:
+        """Expect the objects of a new list: nothing is counted."""
+
     def read(self, item: dict[str, Any]) -> ScheduledPod | None:
         """Return what is kept of one object of a list."""
         return _pod(item)

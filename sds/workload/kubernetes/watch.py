@@ -74,8 +74,16 @@ class WatchedServer(Protocol):
         ...
 
 
+class ListAgainError(Exception):
+    """What a collection keeps is not whole any more, and a list would make it so."""
+
+
 class Collection(Protocol[_K]):
     """Keeps what is needed of the collection; a malformed object raises one of Python's errors."""
+
+    def begin(self) -> None:
+        """Expect the objects of a new list."""
+        ...
 
     def read(self, item: dict[str, Any]) -> _K:
         """Return what is kept of one object: little, because a list has many."""
@@ -86,7 +94,11 @@ class Collection(Protocol[_K]):
         ...
 
     def apply(self, kind: str, item: dict[str, Any]) -> bool:
-        """Apply ``ADDED``, ``MODIFIED`` or ``DELETED``, and say whether anything changed."""
+        """Apply ``ADDED``, ``MODIFIED`` or ``DELETED``, and say whether anything changed.
+
+        Raises:
+            ListAgainError: only a list can tell.
+        """
         ...
 
 
@@ -138,6 +150,7 @@ class ListWatch(Generic[_K]):
     async def _list(self) -> str:
         """Read everything, and return the version from which to watch."""
         kept: list[_K] = []
+        self._collection.begin()
         params = {"limit": _PAGE}
         pages = 0
         while True:
@@ -201,6 +214,8 @@ class ListWatch(Generic[_K]):
                 version = str(item["metadata"]["resourceVersion"])
                 if kind != "BOOKMARK" and self._collection.apply(kind, item):
                     self._listeners.tell()
+            except ListAgainError:
+                return None
             except _MALFORMED as error:
                 raise KubernetesError(
                     f"{self._path}: a malformed event: {error!r}", reason="kubernetes_api"
