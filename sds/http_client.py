@@ -1,6 +1,8 @@
 """Makes the sessions of HTTP clients (aiohttp).
 
-Owns how they look up names and make sockets. Invariants: a lookup that hangs occupies a thread of
+Owns how they look up names, make sockets and read heads. Invariants: before the head of an answer
+is whole, few bytes are read, a little at a time, because aiohttp reads heads of status 1xx without
+end, and the event loop stands still meanwhile; a lookup that hangs occupies a thread of
 :data:`sds.threads.LOOKUPS`, which nothing else uses and for which the end of the process does not
 wait. By default, aiohttp uses the event loop's default executor. The end of the process would wait
 for that executor as long as a dead name server keeps a resolver waiting (resolv.conf(5): tens of
@@ -12,11 +14,14 @@ aiohttp takes 8 MB, so only modules that ask an HTTP server import this one.
 
 from __future__ import annotations
 
+import functools
 import socket
+from http import HTTPStatus
 from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 
 from sds import threads
 from sds.outside import words_of
@@ -24,6 +29,9 @@ from sds.outside import words_of
 _PROBE_AFTER_SECONDS: Final = 20
 _PROBE_EVERY_SECONDS: Final = 5
 _PROBES: Final = 4
+MOST_HEAD_BYTES: Final = 128 * 1024
+"""The most bytes before the head of an answer is whole."""
+_PIECE_BYTES: Final = 4 * 1024
 _NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
@@ -79,6 +87,53 @@ def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
     return made
 
 
+class _Answers(ResponseHandler):
+    """The answers on one connection, whose heads are bounded together."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._head_bytes = 0
+        self._is_headed = True
+        """Whether the head of the answer came; before the first request, none is awaited."""
+
+    def set_response_params(self, **params: Any) -> None:
+        """Await the head of the next answer."""
+        self._head_bytes, self._is_headed = 0, False
+        super().set_response_params(**params)
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """Take a head (RFC 9110, section 15.2: those of status 1xx come before the answer's)."""
+        code = data[0].code
+        self._is_headed = not HTTPStatus.CONTINUE <= code < HTTPStatus.OK or (
+            code == HTTPStatus.SWITCHING_PROTOCOLS
+        )
+        super().feed_data(data, size)
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came, in pieces until the head is whole."""
+        position = 0
+        while not self._is_headed and position < len(data):
+            piece = data[position : position + _PIECE_BYTES]
+            position += len(piece)
+            self._head_bytes += len(piece)
+            if self._head_bytes > MOST_HEAD_BYTES:
+                self._give_up()
+                return
+            super().data_received(piece)
+        if position < len(data) or not data:
+            super().data_received(data[position:])
+
+    def _give_up(self) -> None:
+        self._is_headed = True
+        self.set_exception(
+            aiohttp.ClientConnectionError(
+                f"no answer began within the first {MOST_HEAD_BYTES} bytes"
+            )
+        )
+        if self.transport is not None:
+            self.transport.abort()
+
+
 def client_session(**options: Any) -> aiohttp.ClientSession:
     """A session; close it. On the event loop.
 
@@ -86,4 +141,6 @@ def client_session(**options: Any) -> aiohttp.ClientSession:
         options: of aiohttp's ClientSession.
     """
     connector = aiohttp.TCPConnector(resolver=_Names(), socket_factory=_socket)
+    made = connector._factory  # noqa: SLF001  aiohttp has no other way to bound heads
+    connector._factory = functools.partial(_Answers, **made.keywords)  # type: ignore[assignment]  # noqa: SLF001
     return aiohttp.ClientSession(connector=connector, **options)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
@@ -14,6 +16,9 @@ import pytest
 from sds import http_client
 from sds.http_client import _Names, client_session
 from tests.support.source import modules
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 HANGS = """
 import asyncio, socket, threading
@@ -109,3 +114,43 @@ async def test_an_end_that_vanishes_without_a_word_is_noticed_within_a_minute() 
             asking.cancel()
             await asyncio.wait([asking])
     assert idle + every * probes <= 60
+
+
+@contextlib.asynccontextmanager
+async def served(answer: bytes, times: int = 1) -> AsyncIterator[str]:
+    """A server that answers every request with these bytes, so many times, while somebody reads."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                for _ in range(times):
+                    writer.write(answer)
+                    await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
+async def test_heads_without_end_are_not_read() -> None:
+    """Who answers in a publisher's place kept the event loop busy until the time was over."""
+    async with (
+        served(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000, times=10**9) as url,
+        client_session(timeout=aiohttp.ClientTimeout(total=60)) as session,
+    ):
+        with pytest.raises(aiohttp.ClientError, match="no answer began within"):
+            await session.get(url)
+
+
+async def test_a_few_heads_and_a_large_body_are_read() -> None:
+    body = bytes(range(256)) * 4096
+    head = b"HTTP/1.1 200 OK\r\nX: %s\r\nContent-Length: %d\r\n\r\n" % (b"y" * 5000, len(body))
+    answer = b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" * 4 + head + body
+    async with (
+        served(answer) as url,
+        client_session(timeout=aiohttp.ClientTimeout(total=60)) as session,
+    ):
+        for _ in range(3):  # on one connection
+            async with session.get(url) as got:
+                assert (got.status, await got.read()) == (200, body)
