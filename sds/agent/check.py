@@ -20,7 +20,7 @@ from sds.attestation.build import make_attester
 from sds.authority.channel import split_address
 from sds.authority.registry import authority_kind
 from sds.errors import ConfigurationError
-from sds.federation.refresh import parse_bundle_file
+from sds.federation.refresh import by_trust_domain, parse_bundle_file
 from sds.files import is_folder
 from sds.operations.instruments import AgentInstruments
 from sds.secrets.store import SecretStore
@@ -72,6 +72,8 @@ def check_configuration(
             with checks.of("node.kubernetes.api"):
                 api = api_server(kubernetes.api, environment)
                 _check_server(api, checks, "node.kubernetes.api")
+    with checks.of("federation.bundles"):
+        by_trust_domain(config.federation.sources(), own=config.trust_domain)
     for index, bundle in enumerate(config.federation.bundles):
         field = f"federation.bundles[{index}]"
         if bundle.file is not None:

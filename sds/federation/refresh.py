@@ -105,6 +105,30 @@ def next_wait(
     return max(_SOONEST, timedelta(seconds=max(asked, backoff.seconds(failures, draw=jitter))))
 
 
+def by_trust_domain(
+    sources: Iterable[BundleSource], *, own: TrustDomain
+) -> dict[TrustDomain, BundleSource]:
+    """Return the source of each trust domain.
+
+    Raises:
+        ConfigurationError: a source names our own trust domain, or one appears twice.
+    """
+    found: dict[TrustDomain, BundleSource] = {}
+    for source in sources:
+        if source.trust_domain == own:
+            raise ConfigurationError(
+                f"federation names our own trust domain {own}",
+                advice="the own bundle comes from the authority; take this entry out",
+            )
+        if source.trust_domain in found:
+            raise ConfigurationError(
+                f"federation names {source.trust_domain} twice",
+                advice="a trust domain has one source: take the other entry out",
+            )
+        found[source.trust_domain] = source
+    return found
+
+
 class Federation:
     """Fetches every foreign bundle on time; ``run`` lives as long as its agent."""
 
@@ -124,7 +148,7 @@ class Federation:
         self._clock = clock
         self._observer = observer
         self._random = random
-        self._sources = self._checked(sources)
+        self._sources = by_trust_domain(sources, own=own)
         self._tasks: dict[TrustDomain, asyncio.Task[None]] = {}
         self._problems = Problems()
         """Why a bundle cannot be refreshed, as it was logged last."""
@@ -147,7 +171,7 @@ class Federation:
         Raises:
             ConfigurationError: a source names our own trust domain, or one appears twice.
         """
-        new = self._checked(sources)
+        new = by_trust_domain(sources, own=self._own)
         old, self._sources = self._sources, new
         for trust_domain, source in old.items():
             if new.get(trust_domain) != source:
@@ -163,19 +187,6 @@ class Federation:
             for trust_domain, source in new.items():
                 if old.get(trust_domain) != source:
                     self._start(source)
-
-    def _checked(self, sources: Iterable[BundleSource]) -> dict[TrustDomain, BundleSource]:
-        checked: dict[TrustDomain, BundleSource] = {}
-        for source in sources:
-            if source.trust_domain == self._own:
-                raise ConfigurationError(
-                    f"federation names our own trust domain {self._own}",
-                    advice="the own bundle comes from the authority; take this entry out",
-                )
-            if source.trust_domain in checked:
-                raise ConfigurationError(f"federation names {source.trust_domain} twice")
-            checked[source.trust_domain] = source
-        return checked
 
     def _start(self, source: BundleSource) -> None:
         if self._group is not None:

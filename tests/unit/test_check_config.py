@@ -199,6 +199,12 @@ RULE = {"name": "pods", "match": {"k8s:ns": "a"}, "spiffe_id": "spiffe://example
         ("workloads.0.generic_secrets", {"inbound": "/none"}, "workloads[0].generic_secrets"),
         ("sockets", {"group": "no-such-group"}, "sockets.group"),
         ("secret_names", {"svid": ["a"], "bundle": ["a"]}, "secret_names"),
+        ("federation.bundles.0.trust_domain", "example.org", "our own trust domain example.org"),
+        (
+            "federation.bundles",
+            [{"trust_domain": "other.test", "file": "{f}/root.pem"}] * 2,
+            "federation.bundles: federation names other.test twice",
+        ),
         ("federation.bundles.0.file", "{f}/none", "federation.bundles[0].file"),
         ("federation.bundles.0.file", "{f}/broken.pem", "federation.bundles[0].file"),
         ("health", {"listen": "127.0.0.1:9464"}, "health.listen"),
