@@ -138,7 +138,7 @@ class Identity:
         values = (self.spiffe_id, names, self.lifetime, self.key_type)
         object.__setattr__(self, "_hash", hash(values))
         if self.lifetime <= timedelta(0):
-            raise IdentityError(f"lifetime {self.lifetime} of {self.spiffe_id} is not positive")
+            raise IdentityError(f"the lifetime of {self.spiffe_id} is not positive")
 
     def __hash__(self) -> int:
         """Return the hash of all values."""

@@ -302,6 +302,13 @@ def warnings(config: AgentConfig) -> tuple[str, ...]:
         found.append("roots of SIMULATED machines are trusted")
     if config.attestation.kind == "kubernetes-token":
         found.append("our evidence is a Kubernetes token: it says nothing about code or hardware")
+    authority = config.authority
+    attested = isinstance(authority, OwnAuthoritySection) and authority.tls == "attested"
+    if attested and config.policy is None and config.verification.reference_values.any_machine:
+        found.append(
+            "verification.reference_values names no measurement: every machine with genuine "
+            "evidence can pose as the authority"
+        )
     if not config.workloads and config.node is None:
         found.append("nobody is served: the configuration has neither workloads nor node")
     return (*found, *_names_of_services(config))

@@ -26,7 +26,6 @@ from sds.operations.instruments import AgentInstruments
 from sds.secrets.store import SecretStore
 from sds.serving.generic import GenericSecretFiles
 from sds.settings.checking import ConfigurationChecks
-from sds.settings.listen import ListenAddress
 from sds.workload.kubernetes.settings import api_server, kubelet_server
 
 if TYPE_CHECKING:
@@ -89,9 +88,7 @@ def check_configuration(
             if config.status_page is None
             else config.status_page.address(),
             "health.listen": None if config.health is None else config.health.address(),
-            "federation.serve.listen": None
-            if serve is None
-            else ListenAddress.parse(serve.listen, field="federation.serve.listen"),
+            "federation.serve.listen": None if serve is None else serve.address(),
         }
     )
     checks.raise_all()

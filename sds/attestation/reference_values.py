@@ -214,6 +214,14 @@ class TdxReferenceValues(_Model):
         return self
 
 
+_WHICH_SNP: Final = ("host_data", "id_key_digests", "author_key_digests", "image_ids", "chip_ids")
+_WHICH_TD: Final = (
+    *("rtmr0", "rtmr1", "rtmr2", "rtmr3", "mr_config_id", "mr_owner", "mr_owner_config"),
+    *("mr_service_td", "platform_instance_ids", "ppids"),
+)
+"""The fields that only some machines have, beside the launch measurement."""
+
+
 class ReferenceValues(_Model):
     """What evidence must show.
 
@@ -230,6 +238,16 @@ class ReferenceValues(_Model):
     snp: SnpReferenceValues = SnpReferenceValues()
     tdx: TdxReferenceValues = TdxReferenceValues()
     others: dict[str, dict[str, JsonValue]] = {}
+
+    @property
+    def any_machine(self) -> bool:
+        """Say whether every machine with genuine evidence is accepted, whoever runs it."""
+        return not (
+            self.measurements
+            or self.others
+            or any(getattr(self.snp, name) for name in _WHICH_SNP)
+            or any(getattr(self.tdx, name) for name in _WHICH_TD)
+        )
 
     @model_validator(mode="after")
     def _known(self) -> Self:

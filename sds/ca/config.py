@@ -26,6 +26,7 @@ from sds.operations.settings import (  # noqa: TC001  pydantic reads them at run
 from sds.policy.fields import Measurement  # noqa: TC001  as above
 from sds.policy.ruleset import AuthorityGrant, Grant, NodeGroup, RuleLimits, RuleSet
 from sds.policy.settings import PolicySettings  # noqa: TC001  pydantic reads it at run time
+from sds.rules.duration import format_duration
 from sds.rules.pattern import format_spiffe_pattern
 from sds.settings.fields import (
     MOST,
@@ -400,8 +401,9 @@ class AuthorityConfig(Settings):
         shortest = _LEAVES_IN_A_ROOT * self.max_lifetime
         if isinstance(self.signer, SelfSignedSection) and self.signer.lifetime < shortest:
             raise ValueError(
-                f"signer.lifetime of {self.signer.lifetime} is less than {_LEAVES_IN_A_ROOT} times "
-                f"the longest max_lifetime ({self.max_lifetime})"
+                f"signer.lifetime of {format_duration(self.signer.lifetime)} is less than "
+                f"{_LEAVES_IN_A_ROOT} times the longest max_lifetime "
+                f"({format_duration(self.max_lifetime)}): lengthen the one or shorten the other"
             )
         return self
 

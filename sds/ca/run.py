@@ -262,12 +262,34 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
 
 def warnings(config: AuthorityConfig) -> tuple[str, ...]:
     """Return warnings about this configuration and its files."""
+    return tuple(_overlooked(config))
+
+
+def _overlooked(config: AuthorityConfig) -> Iterator[str]:
     key = config.tls.key
     if key is not None:
         with contextlib.suppress(OSError):  # reading it says more
             if key.stat().st_mode & stat.S_IROTH:
-                return (f"everybody on this machine may read the private key {key} (tls.key)",)
-    return ()
+                yield f"everybody on this machine may read the private key {key} (tls.key)"
+    if not config.identities and config.policy is None and config.kubernetes is None:
+        yield "neither identities nor policy are configured: everybody is refused"
+    accepted = config.verification.reference_values
+    if accepted.measurements and not accepted.others:
+        for number, section in enumerate(config.identities):
+            if section.measurement not in accepted.measurements:
+                yield (
+                    f"identities[{number}] grants names to a measurement that "
+                    "verification.reference_values.measurements does not have: whoever shows it "
+                    "is refused; add it there"
+                )
+    signer = config.signer
+    if isinstance(signer, UpstreamSection) and signer.authority.tls == "attested":
+        assert signer.verification is not None
+        if config.policy is None and signer.verification.reference_values.any_machine:
+            yield (
+                "signer.verification.reference_values names no measurement: every machine with "
+                "genuine evidence can pose as the authority above"
+            )
 
 
 def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> None:
@@ -279,8 +301,6 @@ def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> Non
             "server name accept it",
             extra={"trust_domain": config.trust_domain},
         )
-    if not config.identities and config.policy is None and config.kubernetes is None:
-        _LOGGER.warning("neither identities nor policy are configured: everybody is refused")
     if config.kubernetes is not None:
         _LOGGER.warning(
             "Kubernetes tokens count as evidence: anyone who controls the API server can "

@@ -146,6 +146,7 @@ def overlaid(path: Path, *, descriptor: int, ark: Path, into: Path) -> tuple[Pat
     # Two configurations of the same name may be started at the same time.
     where = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:8]
     made = into / f"{path.stem}-{where}.simulated.yaml"
+    changes.append(f"configuration: {made} is the changed copy of {path}; what follows names it")
     with writing(into):
         replace_file(made, yaml.safe_dump(given, sort_keys=False).encode(), mode=0o600)
     return made, changes

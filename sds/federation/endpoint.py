@@ -67,9 +67,7 @@ class BundleServer:
         try:
             check_https_url(self.url)
         except ValueError as error:
-            raise ConfigurationError(
-                f"bundle endpoint {self.url[:300]!r} is not usable: {error}"
-            ) from error
+            raise ConfigurationError(f"bundle endpoint: {error}") from error
 
 
 class _Received(io.RawIOBase):

@@ -94,10 +94,15 @@ class ServeSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         try:
-            ListenAddress.parse(self.listen, field="listen")
+            self.address()
         except ConfigurationError as error:
             raise ValueError(str(error)) from error
         return self
+
+    def address(self) -> ListenAddress:
+        """Return where to listen."""
+        why = "it speaks plain HTTP: put an Envoy with TLS in front of it (docs/federation.md)"
+        return ListenAddress.parse(self.listen, field="listen", why=why)
 
 
 class FederationSettings(Settings):

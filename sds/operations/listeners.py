@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from sds.federation.serve import bundle_documents
 from sds.operations.http import HttpAnswer, HttpRequest, listening
 from sds.operations.metrics.exposition import handler as metrics_handler
-from sds.settings.listen import ListenAddress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from sds.operations.settings import MetricsSection, StatusPageSection
     from sds.operations.state import AgentState
     from sds.secrets.store import SecretStore
+    from sds.settings.listen import ListenAddress
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ async def bundle_listener(
             return HttpAnswer(status=503, body=b"no bundle yet\n")
         return HttpAnswer(body=found, content_type="application/json")
 
-    address = ListenAddress.parse(section.listen, field="federation.serve.listen")
+    address = section.address()
     async with listening(address, {"/bundle": bundle}, field="federation.serve.listen") as bound:
         _LOGGER.info("bundle endpoint", extra={"listen": str(bound)})
         yield bound

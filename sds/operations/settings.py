@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from sds.errors import ConfigurationError
 from sds.settings.fields import Settings
-from sds.settings.listen import ListenAddress
+from sds.settings.listen import SHOWS_IDENTITIES, ListenAddress
 
 
 class MetricsSection(Settings):
@@ -35,7 +35,9 @@ class MetricsSection(Settings):
 
     def address(self) -> ListenAddress:
         """Return where to listen."""
-        return _parse(self.listen, remote=self.remote)
+        return _parse(
+            self.listen, remote=self.remote, why=f"{SHOWS_IDENTITIES}; `remote: true` permits it"
+        )
 
 
 class StatusPageSection(Settings):
@@ -56,9 +58,9 @@ class StatusPageSection(Settings):
         return _parse(self.listen, remote=False)
 
 
-def _parse(text: str, *, remote: bool) -> ListenAddress:
+def _parse(text: str, *, remote: bool, why: str = SHOWS_IDENTITIES) -> ListenAddress:
     try:
-        return ListenAddress.parse(text, field="listen", remote=remote)
+        return ListenAddress.parse(text, field="listen", remote=remote, why=why)
     except ConfigurationError as error:
         raise ValueError(str(error)) from error
 

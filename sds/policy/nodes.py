@@ -115,7 +115,8 @@ class NodeTable:
         """
         if wanted.lifetime <= timedelta(0):
             raise RefusedError(
-                f"a lifetime of {wanted.lifetime} cannot be granted", reason="lifetime_not_allowed"
+                f"a lifetime of {wanted.lifetime.total_seconds():g} s cannot be granted",
+                reason="lifetime_not_allowed",
             )
         groups = self._groups_of(claims)
         return self._signing(groups, wanted) if wanted.signing else self._leaf(groups, wanted)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PORTS: Final = 2**16
 _DIGITS: Final = 5
+SHOWS_IDENTITIES: Final = "anyone who connects sees every identity"
 
 
 def host_and_port(text: str) -> tuple[str, int] | None:
@@ -48,13 +49,16 @@ class ListenAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @classmethod
-    def parse(cls, text: str, *, field: str, remote: bool = False) -> ListenAddress:
+    def parse(
+        cls, text: str, *, field: str, remote: bool = False, why: str = SHOWS_IDENTITIES
+    ) -> ListenAddress:
         """Parse ``unix:/path`` or ``HOST:PORT`` (an IP address; IPv6 in brackets).
 
         Args:
             text: the configured value.
             field: the configuration's field, for messages.
             remote: whether an address that is not loopback was allowed on purpose.
+            why: why only loopback is allowed, and what to do instead.
 
         Raises:
             ConfigurationError: it has neither form, or is not loopback and not allowed.
@@ -72,7 +76,7 @@ class ListenAddress:
         if not address.is_loopback and not remote:
             raise ConfigurationError(
                 f"{field}: {text!r} is not a loopback address",
-                advice="use 127.0.0.1 or unix:/path; anyone who connects sees every identity",
+                advice=f"use 127.0.0.1 or unix:/path; {why}",
             )
         return cls(host=str(address), port=number)
 

@@ -380,7 +380,7 @@ def test_our_own_trust_domain_and_doubles_are_refused() -> None:
 
 @pytest.mark.parametrize("url", ["http://a/b", "https:///b", "https://u:p@a/b", "spiffe://a"])
 def test_an_endpoint_is_an_https_url(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="is not usable"):
+    with pytest.raises(ConfigurationError, match="is not a usable URL"):
         BundleServer(url=url)
 
 
@@ -495,7 +495,7 @@ async def test_roots_of_a_policy_that_clients_cannot_use_are_refused() -> None:
     ],
 )
 def test_an_endpoint_that_can_never_be_reached_is_refused(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="is not usable"):
+    with pytest.raises(ConfigurationError, match="is not a usable URL"):
         BundleServer(url=url)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from sds.authority.channel import AttestedTls, VerifiedTls
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
+from sds.ca.run import warnings
 from sds.errors import ConfigurationError
 from sds.identity import KeyType
 from sds.pki import certificate_pem
@@ -96,7 +97,10 @@ RULE = f"measurement: {'ab' * 48}, spiffe_ids: ['spiffe://example.org/a']"
         (f"trust_domain: example.org\nidentities: [{{{RULE}, max_lifetime: 0}}]", "max_lifetime"),
         (f"trust_domain: example.net\nidentities: [{{{RULE}}}]", "identities[0]"),
         (f"trust_domain: example.org\nidentities: [{{{RULE}, dns_names: ['a..b']}}]", "dns_names"),
-        (f"trust_domain: example.org\nidentities: [{{{RULE}, max_lifetime: 10d}}]", "lifetime"),
+        (
+            f"trust_domain: example.org\nidentities: [{{{RULE}, max_lifetime: 10d}}]",
+            "of 30d is less than 4 times",
+        ),
         ("trust_domain: example.org\nsigner: {kind: self-signed, key_type: rsa-2048}", "key_type"),
         ("trust_domain: example.org\nsigner: {kind: other}", "signer"),
         ("trust_domain: example.org\ntls: {certificate: a}", "together"),
@@ -130,6 +134,34 @@ def test_an_address_that_is_none_is_said_when_it_is_used(address: str) -> None:
     ).signer
     with pytest.raises(ConfigurationError, match=r"host:port|cannot be looked up"):
         signer.authority.settings()
+
+
+ACCEPTED = "trust_domain: example.org\nverification: {reference_values: {measurements: [%s]}}\n"
+ABOVE = """trust_domain: example.org
+policy: {file: policy.json, keys: [alice.pub]}
+signer: {kind: upstream, authority: {addresses: ["ca:1"]}, verification: {}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trust_domain: example.org\n", "everybody is refused"),
+        (f"{ACCEPTED % ('ab' * 48)}identities: [{{{RULE}}}]", ""),
+        (f"{ACCEPTED % ('cd' * 48)}identities: [{{{RULE}}}]", "identities[0] grants names to a"),
+        (ABOVE, ""),
+        (
+            ABOVE.replace(
+                "policy: {file: policy.json, keys: [alice.pub]}", f"identities: [{{{RULE}}}]"
+            ),
+            "can pose as the authority above",
+        ),
+    ],
+)
+def test_what_is_probably_not_meant_is_said(text: str, said: str) -> None:
+    found = warnings(load(text))
+    assert len(found) == bool(said)
+    assert all(said in line for line in found)
 
 
 def test_a_signed_policy_may_grant_more_than_tokens_get() -> None:

@@ -209,6 +209,13 @@ RULE = {"name": "pods", "match": {"k8s:ns": "a"}, "spiffe_id": "spiffe://example
         ("federation.bundles.0.file", "{f}/broken.pem", "federation.bundles[0].file"),
         ("health", {"listen": "127.0.0.1:9464"}, "health.listen"),
         ("health", {"listen": "127.0.0.1"}, "health"),
+        ("metrics", {"listen": "0.0.0.0:9464"}, "`remote: true` permits it"),
+        ("federation.serve", {"listen": "0.0.0.0:8080"}, "put an Envoy with TLS in front of it"),
+        (
+            "federation.bundles.0",
+            {"trust_domain": "other.test", "endpoint": "http://other.test/b"},
+            "bundle endpoint: 'http://other.test/b' is not a usable URL: it does not begin with",
+        ),
         ("metrics", {"listen": "unix:/no/such/place/m.sock"}, "metrics.listen"),
         ("node", {"attestors": ["kubernetes"]}, "node.kubernetes.kubelet"),
         (
@@ -299,6 +306,32 @@ def test_a_guest_says_what_becomes_of_names_of_services(
     assert all(words in line for words, line in zip(said, told, strict=True))
     expected = () if config.attestation.is_guest else NAMES_IN_NAMESPACE
     assert config.rules.defaults.service_dns_names == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "any_machine"),
+    [
+        ({}, True),
+        ({"snp": {"products": ["milan"]}}, True),
+        ({"tdx": {"fmspcs": ["00" * 6]}}, True),
+        ({"measurements": ["ab" * 48]}, False),
+        ({"snp": {"chip_ids": ["ab" * 64]}}, False),
+        ({"tdx": {"rtmr2": ["ab" * 48]}}, False),
+        ({"others": {"tpm": {"pcrs": {"11": ["ab" * 32]}}}}, False),
+    ],
+)
+def test_an_agent_that_takes_every_machine_for_its_authority_says_so(
+    settings: dict[str, Any], values: dict[str, Any], *, any_machine: bool
+) -> None:
+    made = {
+        **settings,
+        "authority": {"addresses": ["127.0.0.1:8443"]},
+        "verification": {"reference_values": values},
+    }
+    told = "every machine with genuine evidence can pose as the authority"
+    assert not any(told in line for line in warnings(AgentConfig.model_validate(made)))
+    del made["policy"]
+    assert any(told in line for line in warnings(AgentConfig.model_validate(made))) is any_machine
 
 
 def test_fields_with_one_fault_are_all_named_and_a_block_is_not_named_beside_its_field() -> None:

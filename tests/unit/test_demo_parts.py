@@ -151,7 +151,8 @@ def test_two_configurations_of_one_name_are_two_simulated_ones(tmp_path: Path) -
         file.write_text(f"trust_domain: {name}.example\n")
         path, changes = overlaid(file, descriptor=3, ark=tmp_path / "ark.pem", into=tmp_path)
         made[path] = yaml.safe_load(path.read_text())["trust_domain"]
-        assert len(changes) == 2
+        assert len(changes) == 3
+        assert changes[-1].startswith(f"configuration: {path} is the changed copy of {file};")
     assert sorted(made.values()) == ["a.example", "b.example"]
 
 
