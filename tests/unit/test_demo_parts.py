@@ -164,7 +164,7 @@ def test_nothing_is_demanded_of_an_authority_that_gives_no_evidence(tmp_path: Pa
     path, changes = overlaid(file, descriptor=3, ark=tmp_path / "ark.pem", into=tmp_path)
     config = yamlfile.load_file(path, AgentConfig)
     assert config.attestation.kind == "simulated"
-    assert len(changes) == 1
+    assert len(changes) == 2
 
 
 def test_a_manufacturer_that_was_made_in_part_is_made_again(
