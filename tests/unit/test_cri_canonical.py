@@ -288,7 +288,7 @@ def test_membership() -> None:
     pod.containers["a"] = container("1", 2)
     pod.find_gaps()
     assert not pod.holds(contents)
-    assert "attempt 0 of c1 was never seen" in pod.missed
+    assert "attempt 1 of c1 was never seen" in pod.missed
     far = SeenPod(uid=UID, pid=1, digest=digest("0"), unmeasured=())
     far.containers["a"] = container("1", 0)
     far.containers["b"] = container("1", 2**32 - 1)  # the runtime's number costs no work

@@ -322,6 +322,7 @@ class CriAttestor:
         self._tell_unclear()
         self._lists.keep_only({pod.uid for pod in self._seen.pods.values()})
         containers = {each.id for each in listed}
+        self._seen.forget_gone(containers)
         self._storing.keep_only(containers)
         for table in (self._first_processes, self._refused, self._late):
             for gone in set(table) - containers - sandboxes:

@@ -68,7 +68,7 @@ class PodLists:
     def judge(self, pod: SeenPod) -> PodVerdict:
         """Say which lists have a pod."""
         listed = self._signed()
-        about = (len(pod.containers), pod.missed, pod.unclear)  # containers only join it
+        about = (pod.joined, len(pod.containers), pod.missed, pod.unclear)
         before = pod.verdict
         if before is not None and before.listed is listed and before.about == about:
             return before

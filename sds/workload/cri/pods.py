@@ -1,8 +1,10 @@
 """Remembers everything that was ever seen in each pod, also across a restart of the agent.
 
 Owns :class:`SeenPods`. Invariants: what was seen in a pod is never forgotten before its sandbox is
-gone; a pod in which something may have been missed is *incomplete*, and no rule matches it: its
-sandbox is older than our memory, or an attempt of one of its containers was never seen.
+gone, except that of equal attempts of a container one is enough; a pod in which something may have
+been missed is *incomplete*, and no rule matches it: its sandbox is older than our memory, or an
+attempt of one of its containers was never seen; the author of a pod decides neither how much is
+remembered nor whether other pods are: one of which more would have to be is incomplete too.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from sds.workload.cri.canonical import Surroundings, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from sds.workload.cri.lists import PodVerdict
@@ -33,6 +36,10 @@ _LOG = logging.getLogger("sds.workload.cri")
 _FORMAT: Final = 1
 _MAX_BYTES: Final = 64 << 20
 """The most bytes of what was seen; a container takes some hundred."""
+MOST_BYTES_OF_A_POD: Final = 128 << 10
+"""The most of one pod: so much of 500 pods is still read again."""
+_CONTAINER_BYTES: Final = 256
+"""What one container takes in the file beside its texts."""
 _SHOWN: Final = 16
 _SHOWN_TEXT: Final = 300
 """How many differences are told, and how many characters of each."""
@@ -70,6 +77,8 @@ class SeenPod:
         missed: why something may have been missed, or the empty string.
         unclear: what of it the runtime could not describe at the last look, or the empty string.
         containers: the containers, by ID.
+        all_until: for each name of a container the attempt before which all were seen.
+        joined: how many containers joined it.
         verdict: the lists that have it, if it was compared with them.
     """
 
@@ -80,6 +89,8 @@ class SeenPod:
     missed: str = ""
     unclear: str = ""
     containers: dict[str, SeenContainer] = field(default_factory=dict)
+    all_until: dict[str, int] = field(default_factory=dict)
+    joined: int = field(default=0, compare=False)
     verdict: PodVerdict | None = field(default=None, compare=False, repr=False)
 
     def holds(self, contents: PodContents) -> bool:
@@ -111,9 +122,39 @@ class SeenPod:
             attempts.setdefault(each.name, set()).add(each.attempt)
         for name, seen in attempts.items():
             # The runtime names the attempts, and the highest one says nothing about how many ran.
-            first = next(number for number in itertools.count() if number not in seen)
+            begin = self.all_until.get(name, 0)
+            first = next(number for number in itertools.count(begin) if number not in seen)
+            self.all_until[name] = first
             if first < max(seen):
                 self.missed = self.missed or f"attempt {first} of {name} was never seen"
+
+    def bound(self) -> None:
+        """Note that there is more than is remembered; without an identity no details count."""
+        texts = [self.unmeasured, *(each.unmeasured for each in self.containers.values())]
+        size = sum(len(one) for each in texts for one in each)
+        size += sum(len(each.name) + _CONTAINER_BYTES for each in self.containers.values())
+        size += sum(len(name) + _CONTAINER_BYTES for name in self.all_until)
+        if size > MOST_BYTES_OF_A_POD:
+            self.missed = self.missed or "there is more of it than this agent remembers"
+        if self.missed:
+            self.unmeasured = ()
+            for each in self.containers.values():
+                each.unmeasured = ()
+
+    def forget_gone(self, listed: AbstractSet[str]) -> None:
+        """Forget containers that the runtime has no more, as far as they tell nothing new.
+
+        Equal containers have equal digests, and of each one is enough: a container that crashes
+        again and again is remembered once. Of a pod that has no identity nothing is.
+        """
+        told = {(each.name, each.digest) for key, each in self.containers.items() if key in listed}
+        for key in [key for key in reversed(self.containers) if key not in listed]:
+            one = self.containers[key]
+            if self.missed or (one.name, one.digest) in told:
+                del self.containers[key]
+            told.add((one.name, one.digest))
+        if self.missed:
+            self.all_until.clear()
 
 
 class SeenPods:
@@ -156,6 +197,7 @@ class SeenPods:
         pod.pid = said.pid
         if said.created_at < self._started_ns:
             pod.missed = "the pod is older than this agent's memory of it: start it again"
+        pod.bound()
         self.pods[sandbox_id] = pod
         return pod
 
@@ -181,8 +223,15 @@ class SeenPods:
             digest=digest,
             unmeasured=unmeasured,
         )
+        pod.joined += 1
         pod.find_gaps()
+        pod.bound()
         return digest
+
+    def forget_gone(self, listed: AbstractSet[str]) -> None:
+        """Forget what the runtime lists no more, and what tells nothing new."""
+        for pod in self.pods.values():
+            pod.forget_gone(listed)
 
     def keep_only(self, sandboxes: Iterable[str]) -> None:
         """Forget pods whose sandbox is gone."""
@@ -260,6 +309,7 @@ def _plain(pod: SeenPod) -> dict[str, Any]:
         "unmeasured": list(pod.unmeasured),
         "missed": pod.missed,
         "containers": containers,
+        "all_until": pod.all_until,
     }
 
 
@@ -281,6 +331,7 @@ def _pod(value: dict[str, Any]) -> SeenPod:
         unmeasured=tuple(map(str, value["unmeasured"])),
         missed=str(value["missed"]),
         containers=containers,
+        all_until={str(name): int(first) for name, first in value.get("all_until", {}).items()},
     )
 
 
