@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from sds.attestation.evidence import Verifier
+from sds.attestation.registry import kind_module
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,3 +74,19 @@ class KindOfEvidence:
     describe: Callable[[bytes], dict[str, str]] | None = None
     contained: Callable[[bytes, bytes], tuple[bytes, tuple[bytes, ...]]] | None = None
     attester: Callable[[AttestationSection], Attester] | None = None
+
+
+def require_usable(values: ReferenceValues) -> None:
+    """Check that the values of further kinds are what their modules define.
+
+    Raises:
+        EvidenceError: a verifier cannot be made from them.
+    """
+    for name in values.others:
+        make = kind_module(name).examiner
+        if make is not None:
+            make(Demands(values=values, files=_no_files))
+
+
+def _no_files() -> InForce:
+    raise EvidenceError("no evidence is verified here")

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, StrictInt, model_validator
 
+from sds.attestation.kind import require_usable
 from sds.attestation.reference_values import ReferenceValues  # noqa: TC001  pydantic reads it
-from sds.errors import ConfigurationError
+from sds.errors import ConfigurationError, EvidenceError
 from sds.policy.federated import FederatedDomain  # noqa: TC001  as above
 from sds.policy.fields import Moment, Name, PolicyModel
 from sds.policy.keys import verification_key
@@ -67,6 +68,16 @@ class RoleReferenceValues(PolicyModel):
 
     agents: ReferenceValues | None = None
     authorities: ReferenceValues | None = None
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        for values in (self.agents, self.authorities):
+            if values is not None:
+                try:
+                    require_usable(values)
+                except EvidenceError as error:
+                    raise ValueError(error.message) from error
+        return self
 
 
 class PolicyDocument(RuleSet):

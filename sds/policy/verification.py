@@ -82,6 +82,7 @@ class PolicyVerifier:
             by_role = policy.reference_values
             values = by_role.agents if self._role is Role.AGENTS else by_role.authorities
         if values != self._values:
-            self._values = values
-            self._by_policy = None if values is None else self._make(values)
+            # Made first: after values that cannot be used, the earlier ones must not count.
+            made = None if values is None else self._make(values)
+            self._values, self._by_policy = values, made
         return self._by_policy

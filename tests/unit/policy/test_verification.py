@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pytest
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData
 from sds.attestation.reference_values import ReferenceValues
 from sds.clock import SystemClock
-from sds.errors import EvidenceError
+from sds.errors import ConfigurationError, EvidenceError
 from sds.identity import TrustDomain
 from sds.policy.holder import PolicyHolder
 from sds.policy.succession import PolicySuccession
@@ -106,3 +107,55 @@ def test_values_of_a_policy_that_is_over_still_count(role: Role) -> None:
     demanded.append(verifier.demands_evidence)
     assert accepted(verifier) == [ONE]
     assert demanded == [False, True, True]
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("configured", [None, ReferenceValues()])
+def test_values_that_cannot_be_used_never_give_way_to_earlier_ones(
+    role: Role, configured: ReferenceValues | None
+) -> None:
+    start = PolicySuccession(trust_domain=TrustDomain("example.org"), trusted=trusting(ALICE))
+    holder = PolicyHolder(start, clock=SystemClock())
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+
+    def make(values: ReferenceValues) -> ByMeasurement:
+        if values.measurements == [TWO]:
+            raise ConfigurationError("nobody can use these")
+        return ByMeasurement(values)
+
+    verifier = PolicyVerifier(holder, role=role, configured=configured, make=make)
+    for number, measurement in enumerate((TWO, ONE, TWO), start=1):
+        values = {role.value: {"measurements": [measurement]}}
+        fields = document(number, not_after=later, reference_values=values)
+        assert holder.take(sign(fields, ALICE), origin="test").taken
+        for _ in range(3):
+            if measurement == ONE:
+                assert accepted(verifier) == [ONE]
+                continue
+            with pytest.raises(ConfigurationError, match="nobody can use these"):
+                accepted(verifier)
+            with pytest.raises(ConfigurationError, match="nobody can use these"):
+                _ = verifier.demands_evidence if configured is None else accepted(verifier)
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize(
+    ("kind", "values", "match"),
+    [
+        ("tpm", {"pcr": {}}, r"others\.tpm\.pcr"),
+        ("azure-snp-vtpm", {"pcrs": {"4": ["zz"]}}, r"others\.azure-snp-vtpm\.pcrs\.4"),
+        ("azure-tdx-vtpm", {"exchange_key_pcr": 16}, r"others\.azure-tdx-vtpm\.exchange_key_pcr"),
+    ],
+)
+def test_a_policy_with_values_that_cannot_be_used_is_refused(
+    role: Role, kind: str, values: dict[str, Any], match: str
+) -> None:
+    """It was in force, its first use failed, and from the second on no value of it counted."""
+    start = PolicySuccession(trust_domain=TrustDomain("example.org"), trusted=trusting(ALICE))
+    holder = PolicyHolder(start, clock=SystemClock())
+    others = {role.value: {"measurements": [ONE], "others": {kind: values}}}
+    outcome = holder.take(sign(document(1, reference_values=others), ALICE), origin="test")
+    assert outcome.taken is None
+    assert outcome.refusal is not None
+    assert outcome.refusal.reason == "policy_malformed"
+    assert re.search(match, outcome.refusal.message)
