@@ -13,6 +13,7 @@ from cryptography.x509.oid import NameOID
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.tdx.chain import PCK_CHAIN, link_chain
+from sds.attestation.tdx.material import Material
 from sds.attestation.tdx.verifier import TdxVerifier
 from sds.pki import certificate_pem
 from tests.support.intel import FMSPC, NOW, PLATFORM_INSTANCE_ID, PPID, Intel, damaged, key, level
@@ -37,6 +38,16 @@ def reason(
     ).examine(Evidence(kind=EvidenceKind.TDX, report=quote), data=None, now=now)
     assert verdict.claims is None or verdict.claims.simulated
     return verdict.error.reason if verdict.error else "accepted"
+
+
+def test_nothing_at_all_is_refused(intel: Intel) -> None:
+    """Not even the reason why there is no collateral."""
+    verifier = TdxVerifier(trusted_roots=[intel.root_der], material=Material)
+    evidence = Evidence(kind=EvidenceKind.TDX, report=intel.quote())
+    verdict = verifier.examine(evidence, data=None, now=NOW)
+    assert not verdict.accepted
+    assert verdict.error is not None
+    assert verdict.error.reason == "collateral_missing"
 
 
 MODULE_1_5 = bytes([5, 1] + [5] * 14)

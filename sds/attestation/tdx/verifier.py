@@ -168,11 +168,13 @@ class TdxVerifier(KindExaminer):
         # 14. There is collateral, and a TCB signing chain to the pinned root.
         collateral = material.collateral
         if collateral is None:
-            missing = material.collateral_error
+            missing = material.collateral_error or EvidenceError(
+                "there is no collateral", reason="collateral_missing"
+            )
             checks.attempt(
                 "collateral",
                 missing,
-                found=missing.message if missing else "",
+                found=missing.message,
                 expected="TCB info and QE identity, signed by Intel",
             )
             return {}
