@@ -30,6 +30,7 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``owner_lines``       the log lines that an owner causes
 ``turns``             whose turn it is on the event loop
 ``input_readiness``   which sockets have input
+``unread``            what the kernel keeps of our output until a client reads it
 ``connected_socket``  one socket: its descriptor and its unsent output
 ``endpoint``          what a connection needs of its socket
 ``tls_settings``      what a server's TLS offers

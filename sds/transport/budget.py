@@ -91,7 +91,7 @@ class Account:
 
     def is_forgettable(self, now: float) -> bool:
         """Say whether a new account would not differ."""
-        return not self.connections and all(
+        return not (self.connections or self.held) and all(
             one.is_full(now) for one in (self.processor, self.refusals, self.lines)
         )
 

@@ -11,16 +11,17 @@ from __future__ import annotations
 import errno
 import logging
 import select
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.transport.input_readiness import InputReadiness
 from sds.transport.pieces import kept, rest_of
+from sds.transport.unread import LINGERING_BYTES, NOTICED_BYTES, SEND_BYTES, UnreadOutput, unread
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _LOG: Final = logging.getLogger("sds.transport")
 _PIECE_BYTES: Final = 352
@@ -73,6 +74,17 @@ class SocketUser(Protocol):
         """Note that the kernel took all output, after some had to wait."""
         ...
 
+    def recount(self) -> None:
+        """Note that :attr:`ConnectedSocket.held` changed without a call of the user."""
+        ...
+
+    def left_unread(self, count: int) -> Callable[[], None] | None:
+        """Count bytes that stay in the kernel after the end; return what gives them back.
+
+        None if nothing more may be counted.
+        """
+        ...
+
     def lost(self) -> None:
         """Note that the connection is over; called once, in a later turn of the loop."""
         ...
@@ -88,7 +100,9 @@ class ConnectedSocket:
         buffer: takes what is read; sockets of one loop may share it.
 
     Attributes:
-        held: bytes of memory of waiting output; the answer to a PING has 17 of its own.
+        backlog: bytes of memory of waiting output (the answer to a PING has 17 of its own); the
+            user is told when all is taken.
+        held: the same, with what the kernel took and the client has not read.
         unsent: bytes of output that the kernel has not taken.
         written: bytes of output that were given to this object since the beginning.
     """
@@ -96,14 +110,18 @@ class ConnectedSocket:
     __slots__ = (
         "_buffer",
         "_closing",
+        "_given",
         "_loop",
         "_output",
         "_reader",
         "_readiness",
         "_reading",
         "_socket",
+        "_unread",
+        "_unread_output",
         "_watched",
         "_writing",
+        "backlog",
         "held",
         "unsent",
         "written",
@@ -126,7 +144,12 @@ class ConnectedSocket:
         self._reading = self._writing = self._closing = False
         """Whether the reader will be told, the kernel takes no output, the end has begun."""
         self._watched = False
-        self.held = 0
+        # On TCP, the network has output that was not read too, and callers are far away.
+        unix = connected.family == socket.AF_UNIX
+        self._unread_output = UnreadOutput.of(loop) if unix else None
+        self._given = self._unread = 0
+        """Bytes that the kernel took since it was asked, and what it said then if that is much."""
+        self.backlog = self.held = 0
         self.unsent = 0
         self.written = 0
 
@@ -138,11 +161,6 @@ class ConnectedSocket:
     def pending(self) -> bool:
         """Return False: nothing that was read waits here."""
         return False
-
-    @property
-    def backlog(self) -> int:
-        """Return the bytes of memory of waiting output; the user is told when all is taken."""
-        return self.held
 
     def client_left(self) -> bool:
         """Say whether the client sends nothing more (:func:`ended_sending`)."""
@@ -205,6 +223,8 @@ class ConnectedSocket:
             except OSError as error:
                 self._fail(error)
                 return
+            if sent:
+                self._gave(sent)
             if sent == size:  # nearly always: most connections never have to keep output
                 return
             self.unsent = size
@@ -231,9 +251,10 @@ class ConnectedSocket:
 
     def _count_held(self) -> None:
         output = self._output or ()
-        self.held = self.unsent + _PIECE_BYTES * len(output)
+        self.backlog = self.unsent + _PIECE_BYTES * len(output)
         if output:  # only the first may be a part
-            self.held += kept(output[0]) - len(output[0])
+            self.backlog += kept(output[0]) - len(output[0])
+        self.held = self.backlog + self._unread
 
     def _send(self) -> None:
         """Give the kernel as much output as it takes."""
@@ -250,6 +271,7 @@ class ConnectedSocket:
                 self._fail(error)
                 return
             self._drop(count)
+            self._gave(count)
         if self._socket is None:
             return
         if not output:
@@ -271,6 +293,43 @@ class ConnectedSocket:
                 self._reader.drained()
         if self._closing:
             self.abort()
+
+    # --- output that nobody reads ---------------------------------------------------------------
+
+    def _gave(self, count: int) -> None:
+        """Note that the kernel took bytes; ask it, once they are many, how many nobody has read."""
+        self._given += count + SEND_BYTES
+        if self._given > NOTICED_BYTES and self._unread_output is not None:
+            self.look()
+
+    def look(self) -> None:
+        """Ask the kernel how much output nobody has read."""
+        watching = self._unread_output
+        if self._socket is None or watching is None:
+            return
+        found = unread(self._socket.fileno())
+        self._given = 0
+        before, self._unread = self._unread, found if found > NOTICED_BYTES else 0
+        if self._unread:
+            watching.watch(self)
+        elif before:
+            watching.forget(self)
+        if self._unread != before:
+            self.held = self.backlog + self._unread
+            self._reader.recount()
+
+    def _let_go(self, connected: socket.socket) -> None:
+        """Close the socket; if its client has much to read, once that is read."""
+        watching = self._unread_output
+        if watching is not None:
+            watching.forget(self)
+            left = unread(connected.fileno())
+            if left > NOTICED_BYTES:
+                give_back = self._reader.left_unread(max(left, LINGERING_BYTES))
+                if give_back is not None:
+                    watching.linger(connected, give_back)
+                    return
+        connected.close()
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -294,8 +353,8 @@ class ConnectedSocket:
         if self._writing:
             self._loop.remove_writer(connected.fileno())
         self._output = None
-        self.held = self.unsent = 0
-        connected.close()
+        self.backlog = self.held = self.unsent = self._unread = 0
+        self._let_go(connected)
         self._loop.call_soon(self._reader.lost)
 
     def _fail(self, error: OSError) -> None:

@@ -10,6 +10,7 @@ when the connection is over, so are its calls, and its budget is given back.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -211,6 +212,18 @@ class ServedConnection:
         if self._stuck:
             self._stuck = False
             self._start_work()
+
+    def recount(self) -> None:
+        self.settle()
+
+    def left_unread(self, count: int) -> Callable[[], None] | None:
+        self.settle()
+        try:
+            self.owner.check_room(count, self._loop.time())
+        except LimitError:
+            return None  # from now on it gets little more that it could leave
+        self.owner.change(streams=0, held=count)
+        return functools.partial(self.owner.change, streams=0, held=-count)
 
     def lost(self) -> None:
         if self._timer is not None:

@@ -172,7 +172,7 @@ class TlsSocket:
     @property
     def backlog(self) -> int:
         """Return the bytes of memory of output that waits for the kernel."""
-        return self._raw.held
+        return self._raw.backlog
 
     @property
     def held(self) -> int:

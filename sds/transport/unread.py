@@ -1,0 +1,133 @@
+"""Output that the kernel took and no client has read: it is charged to our control group.
+
+A Unix socket keeps up to 229 KB of it, and a client that reads nothing costs the client nothing:
+1,200 such connections took 256 MiB, and the kernel killed the agent. It stays after we closed our
+end, for as long as the client keeps its own. Owns how much it is. Invariants: what
+:class:`UnreadOutput` reports of a socket is never much less than what the kernel has, and
+:data:`LOOK_SECONDS` later it is no more; a socket that was closed before its client read is kept
+and counted until that is over, if its owner's budget has room for it.
+
+Sources: unix(7), SIOCOUTQ (``unix_outq_len``); Linux ``Documentation/admin-guide/cgroup-v2.rst``,
+"sock".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+import termios
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+
+from sds.faults import guarded
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+LOOK_SECONDS: Final = 1.0
+NOTICED_BYTES: Final = 8 * 1024
+"""Less than this is not counted, and is no reason to ask the kernel."""
+SEND_BYTES: Final = 1024
+"""The most that one call of the kernel takes beside its content."""
+LINGERING_BYTES: Final = 64 * 1024
+"""The least that a closed socket counts, because it takes a descriptor too."""
+_AT_ONCE: Final = 64
+_NUMBER: Final = bytes(4)
+
+
+class UnreadSocket(Protocol):
+    """A socket with unread output."""
+
+    def look(self) -> None:
+        """Ask the kernel again how much that is."""
+        ...
+
+
+class UnreadOutput:
+    """The sockets of one event loop that have unread output; :meth:`of` gives it."""
+
+    _of: ClassVar[weakref.WeakValueDictionary[Any, UnreadOutput]] = weakref.WeakValueDictionary()
+    """By loop; each socket keeps the object."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._senders: dict[UnreadSocket, None] = {}
+        self._lingering: dict[int, Callable[[], None]] = {}
+        """Descriptors of closed sockets, and what gives back what they count."""
+        self._round: deque[UnreadSocket | int] = deque()
+        self._handle: asyncio.Handle | None = None
+        weakref.finalize(self, _close_all, self._lingering)
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> UnreadOutput:
+        """Return the object of a loop."""
+        found = cls._of.get(loop)
+        if found is None:
+            found = cls(loop)
+            cls._of[loop] = found
+        return found
+
+    def watch(self, sender: UnreadSocket) -> None:
+        """Let the sender look again soon, until :meth:`forget`."""
+        self._senders[sender] = None
+        self._expect()
+
+    def forget(self, sender: UnreadSocket) -> None:
+        """Let it look no more."""
+        self._senders.pop(sender, None)
+
+    def linger(self, closed: socket.socket, give_back: Callable[[], None]) -> None:
+        """Keep a socket that is over until its client has read, or has gone."""
+        with contextlib.suppress(OSError):  # the client may have gone meanwhile
+            closed.shutdown(socket.SHUT_RDWR)
+        self._lingering[closed.detach()] = give_back
+        self._expect()
+
+    def _expect(self) -> None:
+        if self._handle is None and (self._senders or self._lingering):
+            self._handle = self._loop.call_later(LOOK_SECONDS, guarded("connection", self._begin))
+
+    def _begin(self) -> None:
+        self._round.extend(self._senders)
+        self._round.extend(self._lingering)
+        self._look_at_some()
+
+    def _look_at_some(self) -> None:
+        """Look at a few; there may be thousands."""
+        try:
+            for _ in range(min(_AT_ONCE, len(self._round))):
+                one = self._round.popleft()
+                if isinstance(one, int):
+                    self._release_if_read(one)
+                elif one in self._senders:
+                    one.look()
+        finally:
+            self._handle = None
+            if self._round:
+                self._handle = self._loop.call_soon(guarded("connection", self._look_at_some))
+            else:
+                self._expect()
+
+    def _release_if_read(self, descriptor: int) -> None:
+        if unread(descriptor) <= NOTICED_BYTES:
+            give_back = self._lingering.pop(descriptor)
+            os.close(descriptor)
+            give_back()
+
+
+def unread(descriptor: int) -> int:
+    """Return how many bytes of memory the output of a socket takes that was not read yet."""
+    try:
+        return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, _NUMBER), sys.byteorder)
+    except OSError:
+        return 0
+
+
+def _close_all(descriptors: dict[int, Callable[[], None]]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[0])
