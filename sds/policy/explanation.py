@@ -89,7 +89,7 @@ def explain_request(
     try:
         normal = replace(request, path=normalized_path(request.path))
     except IdentityError as error:
-        return PolicyAnswer(allowed=False, question=question, because=(error.message,))
+        return PolicyAnswer(allowed=False, question=question, because=(str(error),))
     allowed = Decisions(document).may_request(source, target, normal)
     because, near = [], []
     if normal.path != request.path:

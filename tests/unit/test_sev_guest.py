@@ -26,7 +26,7 @@ from sds.attestation.snp.certificate_table import (
 )
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.clock import SystemClock
-from sds.errors import EvidenceMalformedError, EvidenceUnavailableError
+from sds.errors import EvidenceError, EvidenceMalformedError, EvidenceUnavailableError
 from sds.pki import certificate_pem
 from sds.problems import Problems
 from tests.support.certificate_table import build_certificate_table
@@ -169,6 +169,17 @@ def test_the_device_is_the_second_choice(tmp_path: Path) -> None:
     device.touch()
     chosen = guest_attester(SystemClock(), reports=tmp_path / "none", device=device)
     assert isinstance(chosen, SevGuestAttester)
+
+
+def test_what_the_machine_lacks_is_what_its_kind_needs(tmp_path: Path) -> None:
+    """On an SEV-SNP guest the device is there, and a TDX quote does not come from it."""
+    device = tmp_path / "sev-guest"
+    device.touch()
+    with pytest.raises(EvidenceError) as caught:
+        guest_attester(
+            SystemClock(), kind=EvidenceKind.TDX, reports=tmp_path / "none", device=device
+        )
+    assert caught.value.message == f"this machine has no {tmp_path / 'none'}"
 
 
 def test_certificate_tables() -> None:

@@ -71,11 +71,12 @@ def guest_attester(
         attester = SevGuestAttester(clock, device=device, privilege_level=privilege_level or 0)
     else:
         idle = " (no driver is behind it)" if reports.is_dir() else ""
+        other = "" if kind is EvidenceKind.TDX else f", nor {device}"
         raise EvidenceError(
-            f"this machine has neither {reports}{idle} nor {device}",
+            f"this machine has no {reports}{idle}{other}",
             advice="run in an SEV-SNP or TDX guest with configfs mounted, or set the kind to "
-            "azure-snp-vtpm or azure-tdx-vtpm on Azure; to try things out here, put `sds "
-            "simulate --` before the command",
+            "azure-snp-vtpm or azure-tdx-vtpm on Azure; to try out agent and authority here, put "
+            "`sds simulate --` before their command",
             reason="evidence_unsupported",
         )
     return attester if kind is None else OneKindAttester(attester, kind)

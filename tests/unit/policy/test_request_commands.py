@@ -54,6 +54,7 @@ HOST = ("--host", "shop.example.org:8443")
         ("web", ("--path", "/orders/1/2", *HOST), 1, "(it differs in path)"),
         ("web", ("--path", "/orders/1"), 1, "(it differs in host)"),
         ("web", ("--path", "/orders%2f1", *HOST), 1, "Envoy answers 400"),
+        ("web", ("--path", "orders/1", *HOST), 1, "'orders/1' (a path begins with '/'"),
         ("web", ("--path", "/orders/x;y", *HOST), 1, "no rule that lets it connect"),
         ("web", ("--port", "9000", "--path", "/any"), 0, "port 9000"),
         ("web", ("--port", "9001"), 1, "it differs in"),
