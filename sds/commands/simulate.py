@@ -60,7 +60,9 @@ def simulate(command: tuple[str, ...], folder: Path | None, measurement: str | N
         click.echo(f"  {change}", err=True)
     arguments = [*command[1:where], str(path), *command[where + 1 :]]
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "sds", *arguments])  # noqa: S606  ourselves
+    # -P: import nothing from the current directory, which may belong to another user.
+    ourselves = [sys.executable, "-P", "-m", "sds", *arguments]
+    os.execv(sys.executable, ourselves)  # noqa: S606  ourselves
 
 
 def _measurement(text: str) -> bytes:

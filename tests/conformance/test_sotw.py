@@ -88,6 +88,20 @@ async def test_alias_and_long_name_together(tmp_path: Path) -> None:
         assert found["ROOTCA"].validation_context == found[BUNDLE].validation_context
 
 
+async def test_a_neighbours_secret_looks_absent(tmp_path: Path) -> None:
+    """By its own name, while the store has it: as if it did not exist, also after a push of it."""
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        at.store.put_svid(svid(API))
+        theirs, both, everything = Sotw(connection), Sotw(connection), Sotw(connection)
+        await theirs.ask(str(API.spiffe_id), "spiffe://example.org/no-such")
+        await theirs.silent()
+        assert set(secrets(await both.get("default", str(API.spiffe_id)))) == {"default"}
+        await everything.ask()
+        assert str(API.spiffe_id) not in secrets(await everything.next())
+        at.store.put_svid(svid(API, mark="new"))
+        await theirs.silent()
+
+
 async def test_each_configured_alias(tmp_path: Path) -> None:
     options = ServingOptions(
         aliases=Aliases(svid=("mine", "server"), bundle=("ca",), all_bundles=("everyone",))

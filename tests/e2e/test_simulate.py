@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -89,3 +92,22 @@ async def test_a_measurement_of_another_length(node: Node) -> None:
     status, _, errors = await output(simulate(node, "ab", "agent", "--config", "x"))
     assert status == 2
     assert "a launch measurement has 48" in errors
+
+
+def test_nothing_is_imported_from_the_current_directory(node: Node, tmp_path: Path) -> None:
+    """It may belong to another user, and the program that follows runs with our rights."""
+    (tmp_path / "sds").mkdir()
+    (tmp_path / "sds" / "__init__.py").write_text("raise SystemExit('imported from here')\n")
+    ca = node.file("ca", node.authority_settings(attestation={"kind": "sev-snp"}))
+    program = Path(sys.executable).parent / "sds"
+    ran = subprocess.run(
+        [program, *simulate(node, NODE.hex(), "ca", "--config", ca, "--check-config")[3:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "imported from here" not in ran.stderr
+    assert ran.returncode == 0, ran.stderr
+    assert "can be used" in ran.stdout

@@ -30,6 +30,18 @@ def lines(name: str) -> list[str]:
     return (need.ROOT / name).read_text(encoding="utf-8").splitlines()
 
 
+def test_no_process_of_ours_imports_from_the_current_directory() -> None:
+    """It may belong to another user. ``-P`` leaves it out, and so does ``-I``."""
+    bare = []
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.List | ast.Tuple):
+                words = [each.value for each in node.elts if isinstance(each, ast.Constant)]
+                if "-m" in words and not {"-P", "-I"} & set(words[: words.index("-m")]):
+                    bare.append(f"{name}:{node.lineno}")
+    assert bare == []
+
+
 @pytest.mark.no_cover
 def test_a_public_class_name_is_defined_once() -> None:
     where: dict[str, list[str]] = defaultdict(list)
