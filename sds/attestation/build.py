@@ -78,6 +78,8 @@ class Verification:
                 collateral=section.collateral,
                 filled=section.fetch is not None,
                 amd_wanted=section.fetch is not None and bool(section.fetch.products),
+                any_recovery=section.fetch is not None
+                and section.fetch.tcb_evaluation_data_number is not None,
                 roots=roots,
                 certificates=self._helpers,
             ),

@@ -64,6 +64,8 @@ class Places:
         collateral: the folder for TDX, or None.
         filled: whether this process fills the folder itself, so that it may be empty at first.
         amd_wanted: whether the folder is to have AMD's lists.
+        any_recovery: whether documents of an earlier TCB recovery may come, because the
+            configuration names the recovery.
         roots: configured roots in DER, of AMD's kind and of Intel's.
         certificates: configured ASKs, ASVKs and ARKs, in DER.
     """
@@ -72,6 +74,7 @@ class Places:
     collateral: Path | None = None
     filled: bool = False
     amd_wanted: bool = False
+    any_recovery: bool = False
     roots: Sequence[bytes] = field(default=(), repr=False)
     certificates: Sequence[bytes] = field(default=(), repr=False)
 
@@ -255,7 +258,9 @@ def _issuers(places: Places) -> tuple[tuple[Certificate, ...], list[bytes]]:
     return issuers, intel
 
 
-def _require_no_older_documents(found: InForce, seen: Mapping[str, CollateralFile]) -> None:
+def _require_no_older_documents(
+    found: InForce, seen: Mapping[str, CollateralFile], *, any_recovery: bool
+) -> None:
     """Check that no platform's newest document is older than one that was in force.
 
     Intel signs the documents of several TCB recoveries anew every day. Those of an earlier one call
@@ -264,6 +269,7 @@ def _require_no_older_documents(found: InForce, seen: Mapping[str, CollateralFil
     Args:
         found: the files that are to replace those in force.
         seen: the newest document about each thing.
+        any_recovery: whether they may be of an earlier recovery.
 
     Raises:
         EvidenceError: ``collateral_untrusted``: one is of an earlier recovery or was issued before.
@@ -271,6 +277,8 @@ def _require_no_older_documents(found: InForce, seen: Mapping[str, CollateralFil
     for about, one in newest_documents(found).items():
         before = seen.get(about, one)
         if one.recovery < before.recovery:
+            if any_recovery:
+                continue
             raise EvidenceError(
                 f"{one.name} is of TCB recovery {one.recovery}, and one of recovery "
                 f"{before.recovery} was in force already",
@@ -339,7 +347,9 @@ class FollowedFiles:
         try:
             require_no_older(found.lists, self._numbers)
             require_no_fewer(found.lists, self._current.lists)
-            _require_no_older_documents(found, self._documents)
+            _require_no_older_documents(
+                found, self._documents, any_recovery=self._places.any_recovery
+            )
         except EvidenceError as error:
             raise ConfigurationError(
                 f"verification: {error.message}", advice=error.advice

@@ -23,6 +23,7 @@ from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.section import FetchSection, VerificationSection
 from sds.attestation.snp.report import Product
+from sds.attestation.standing import documents
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError
 from sds.operations.instruments import Instruments
@@ -296,6 +297,22 @@ def test_a_document_of_an_earlier_tcb_recovery_is_refused_however_new_it_is(
     later = {"tcbEvaluationDataNumber": 19, "issueDate": "2026-05-20T00:00:00Z"}
     intel.collateral(folder, info=later, identity=later)
     verification.files.reload()
+
+
+def test_a_configuration_that_names_an_earlier_tcb_recovery_gets_it(
+    intel: Intel, tmp_path: Path
+) -> None:
+    """The folder still has the later one when the process starts with the changed configuration."""
+    root = tmp_path / "intel.pem"
+    root.write_bytes(certificate_pem([intel.root_der]))
+    folder = intel.collateral(tmp_path / "c")  # of 17
+    fetch = FetchSection(fmspcs=[FMSPC.hex()], tcb_evaluation_data_number=16)
+    section = VerificationSection(trusted_roots=[root], collateral=folder, fetch=fetch)
+    verification = Verification(section)
+    earlier = {"tcbEvaluationDataNumber": 16}
+    intel.collateral(folder, info=earlier, identity=earlier)
+    verification.files.reload()
+    assert {one.recovery for one in documents(verification.files.current)} == {16}
 
 
 def test_an_older_document_under_another_name_is_refused(intel: Intel, tmp_path: Path) -> None:
