@@ -236,11 +236,22 @@ def _meanwhile(pool: ThreadPoolExecutor, module: str) -> Iterator[None]:
 
 
 def _to_its_end(running: Coroutine[None, None, _Result]) -> _Result:
-    """Run to the end; a signal before the run is ready ends it silently."""
+    """Run to the end; a signal before the run is ready ends it silently.
+
+    Raises:
+        OSError: the output cannot be written, whichever task found that.
+    """
     try:
         return asyncio.run(running)
     except asyncio.CancelledError:
         raise click.Abort from None
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        if group.split(OSError)[1] is None:
+            raise first from None  # what runs the commands says it in words
+        raise
 
 
 @contextlib.contextmanager

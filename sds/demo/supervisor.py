@@ -2,8 +2,8 @@
 
 Owns every child process. Invariants: a part that ends is started again after two seconds, and both
 events are reported; however this process ends, no child remains (the kernel sends each SIGKILL when
-its parent dies); a secret reaches a child through an inherited descriptor (memory, not a file),
-never through an argument or the environment.
+its parent dies); a log that cannot be written ends nothing; a secret reaches a child through an
+inherited descriptor (memory, not a file), never through an argument or the environment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from sds.errors import SdsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-    from typing import TextIO
 
     from sds.clock import Clock
 
@@ -51,6 +50,29 @@ class Part:
     command: Sequence[str]
     descriptors: Sequence[int] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Log:
+    """One part's log file. What cannot be written is lost: a full disk ends nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor: int | None = None
+        with contextlib.suppress(OSError):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._descriptor = os.open(path, flags, 0o644)
+
+    def write(self, text: str) -> None:
+        """Append a text."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._descriptor, text.encode(errors="replace"))
+
+    def close(self) -> None:
+        """Close the file; nothing was kept in memory."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = None
 
 
 class Supervisor:
@@ -110,7 +132,7 @@ class Supervisor:
     async def _keep(self, part: Part) -> None:
         again = False
         while True:
-            with _open_log(self._logs / f"{part.name}.log") as log:
+            with contextlib.closing(Log(self._logs / f"{part.name}.log")) as log:
                 process = await _start(part)
                 self.pids[part.name] = process.pid
                 if len(self.pids) == len(self._parts):
@@ -194,7 +216,3 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-
-
-def _open_log(path: Path) -> TextIO:
-    return path.open("a", buffering=1, encoding="utf-8")

@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from sds.clock import SystemClock
 from sds.demo.events import Exited, Started
-from sds.demo.supervisor import Part, Supervisor
+from sds.demo.supervisor import Log, Part, Supervisor
 from sds.errors import SdsError
 from tests.support.process import PATIENCE_SECONDS, running
 
@@ -150,12 +151,40 @@ async def test_a_part_that_ignores_sigterm_is_killed(
     assert not alive(pid)
 
 
+async def test_a_full_disk_for_a_log_ends_nothing(tmp_path: Path) -> None:
+    script = "echo first; read _ < /dev/null; echo second; exec sleep 600"
+    (tmp_path / "part.log").symlink_to("/dev/full")
+    watch = Watch(tmp_path, Part(name="part", command=["bash", "-c", script]))
+    async with watch.running():
+        await watch.until_lines(2)
+        watch.supervisor.settle()
+        (tmp_path / "part.log").unlink()
+        (tmp_path / "part.log").mkdir()  # a log that cannot be opened either
+        os.kill(watch.supervisor.pids["part"], 9)
+        await watch.until_lines(4)
+    assert [text for _, text in watch.lines] == ["first", "second"] * 2
+    assert watch.supervisor.last_lines("part") == "\n".join(["first", "second"] * 2)
+
+
+async def test_a_log_is_written_on_when_there_is_space_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(tmp_path / "part.log")
+    log.write("first\n")
+    with monkeypatch.context() as full:
+        full.setattr("sds.demo.supervisor.os.write", Mock(side_effect=OSError(28, "full")))
+        log.write("lost\n")
+    log.write("last\n")
+    log.close()
+    assert (tmp_path / "part.log").read_text() == "first\nlast\n"
+
+
 async def test_no_part_outlives_a_supervisor_that_was_killed(tmp_path: Path) -> None:
     script = f"""
 import asyncio
 from pathlib import Path
 from sds.clock import SystemClock
-from sds.demo.supervisor import Part, Supervisor
+from sds.demo.supervisor import Log, Part, Supervisor
 parts = [Part(name="child", command=["sleep", "600"])]
 supervisor = Supervisor(
     parts, logs=Path({str(tmp_path)!r}), clock=SystemClock(), tell=print, line=print
@@ -174,3 +203,27 @@ asyncio.run(main())
         async with asyncio.timeout(PATIENCE_SECONDS):
             while alive(child):
                 await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [("full", ["sds: stdout cannot be written: No space left on device"]), ("closed", [])],
+)
+async def test_dev_whose_output_cannot_be_written_ends_without_a_traceback(
+    tmp_path: Path, output: str, said: list[str]
+) -> None:
+    if output == "full":
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, stdout = os.pipe()
+        os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "sds", "dev", "--run-dir", str(tmp_path / "dev")],
+        stdout=stdout,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(stdout)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        _, errors = await process.communicate()
+    assert errors.decode().splitlines() == said
+    assert process.returncode == 1
