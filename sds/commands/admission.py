@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,7 +23,13 @@ from sds.operations import logs
 from sds.operations.instruments import AdmissionInstruments
 from sds.operations.listeners import metrics_listener
 from sds.operations.notify import notify
+from sds.policy.holder import PolicyHolder
+from sds.policy.reload import PolicyFiles
 from sds.settings import yamlfile
+from sds.settings.checking import ConfigurationChecks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LOGGER = logging.getLogger("sds.commands.admission")
 _CONFIG = click.option(
@@ -53,9 +60,8 @@ def serve_command(path: Path, log_format: str, log_level: str) -> None:
     """
     config = _checked(path)
     logs.configure(style=log_format, level=log_level)
-    for name in ("containerd_config", "kubelet_config"):
-        if getattr(config, name) is None:
-            _LOGGER.warning("%s is null: nothing checks for ways around the wrapper", name)
+    for sentence in _unchecked(config):
+        _LOGGER.warning(sentence)
 
     def ready() -> None:
         click.echo("READY")
@@ -82,8 +88,21 @@ def serve_command(path: Path, log_format: str, log_level: str) -> None:
 @_CONFIG
 def check(path: Path) -> None:
     """Check that containerd and the kubelet leave no way around the wrapper."""
-    _checked(path)
-    click.echo(f"{path}: every handler runs the wrapper, and debugging handlers are off")
+    config = _checked(path)
+    logs.silence()
+    found = [
+        words
+        for file, words in (
+            (config.containerd_config, "every handler runs the wrapper"),
+            (config.kubelet_config, "debugging handlers are off"),
+        )
+        if file is not None
+    ]
+    checks = ConfigurationChecks(str(path), now=SystemClock().now().wall)
+    overlooked = (*_unchecked(config), *_without_policy(config, checks))
+    click.echo(f"{path}: {', and '.join(found) or 'the wrapper was made for this configuration'}")
+    for sentence in overlooked:
+        click.echo(f"warning: {sentence}")
 
 
 @admission.command("wrapper")
@@ -103,9 +122,29 @@ def wrapper(path: Path, python: str) -> None:
     click.echo(script(config, python=python), nl=False)
 
 
+def _unchecked(config: AdmissionConfig) -> Iterator[str]:
+    for name in ("containerd_config", "kubelet_config"):
+        if getattr(config, name) is None:
+            yield f"{name} is null: nothing checks for ways around the wrapper"
+
+
+def _without_policy(config: AdmissionConfig, checks: ConfigurationChecks) -> Iterator[str]:
+    with checks.of("policy"):
+        clock = SystemClock()
+        holder = PolicyHolder(config.policy.start(config.trust_domain), clock=clock)
+        PolicyFiles(config.policy.place, holder, clock=clock).load()
+        if why := holder.absence:
+            what = holder.last_error or why
+            yield f"{what}: until a policy is in force, only pods under always start"
+    checks.raise_all()
+
+
 def _checked(path: Path) -> AdmissionConfig:
     config = yamlfile.load_file(path, AdmissionConfig)
-    config.policy.start(config.trust_domain)
+    checks = ConfigurationChecks(str(path), now=SystemClock().now().wall)
+    with checks.of("policy"):
+        config.policy.start(config.trust_domain)
+    checks.raise_all()
     if found := check_node(config):
         raise ConfigurationError(
             f"{len(found)} ways around the wrapper: " + "; ".join(found),

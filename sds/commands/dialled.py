@@ -17,7 +17,10 @@ from sds.settings.paths import is_url, waits_for_a_shell
 
 CHANNEL_OPTIONS: Final = (("grpc.max_receive_message_length", 256 << 20),)
 """An agent with thousands of identities has more to say than gRPC's 4 MiB."""
-_WHICH: Final = "an agent's sockets are RUN_DIR/admin.sock and RUN_DIR/workloads/NAME/sds.sock"
+_WHICH: Final = (
+    "an agent's sockets are RUN_DIR/admin.sock, RUN_DIR/node/sds.sock and "
+    "RUN_DIR/workloads/NAME/sds.sock"
+)
 
 
 def dialled(path: Path | str) -> str:

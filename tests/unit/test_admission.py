@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -21,7 +23,8 @@ from sds.admission.server import QuestionServer
 from sds.admission.service import RuntimeAdmission
 from sds.admission.settings import AdmissionConfig
 from sds.clock import SystemClock
-from sds.errors import PolicyNotInForceError, SdsError, WorkloadError
+from sds.commands.admission import admission
+from sds.errors import ConfigurationError, PolicyNotInForceError, SdsError, WorkloadError
 from sds.operations.instruments import AdmissionInstruments
 from sds.operations.metrics.families import UNADMITTED, UNREAD
 from sds.policy.holder import PolicyHolder
@@ -436,3 +439,58 @@ def test_a_wrapper_of_another_configuration(tmp_path: Path) -> None:
 def test_refusals_are_workload_errors(node: NodeInTest) -> None:
     with pytest.raises(WorkloadError):
         asyncio.run(node.create(SANDBOX, spec(SANDBOX), has_input=True))
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_what_is_wrong_with_the_policys_files_is_said_with_the_configuration(
+    tmp_path: Path, command: str
+) -> None:
+    path = tmp_path / "admission.yaml"
+    policy = f"{{directory: {tmp_path}/none, keys: [{tmp_path}/alice.pub]}}"
+    path.write_text(f"trust_domain: example.org\npolicy: {policy}\n")
+    result = CliRunner().invoke(admission, [command, "--config", str(path)])
+    assert isinstance(result.exception, ConfigurationError)
+    assert str(result.exception).startswith(f"{path}: policy.directory: there is no directory")
+
+
+KUBELET = "kind: KubeletConfiguration\nenableDebuggingHandlers: false\n"
+CONTAINERD = """
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+options = {BinaryName = "WRAPPER"}
+"""
+
+
+@pytest.mark.parametrize("name", ["containerd_config", "kubelet_config"])
+def test_the_check_says_what_it_did_not_check_and_that_no_policy_is_in_force(
+    tmp_path: Path, name: str
+) -> None:
+    signatory = Signatory("alice")
+    (tmp_path / "alice.pub").write_text(signatory.public.pem)
+    ended = {"not_before": "2020-01-01T00:00:00Z", "not_after": "2020-02-01T00:00:00Z"}
+    (tmp_path / "policy.json").write_bytes(sign(document(1, **ended), signatory))
+    wrapper, path = tmp_path / "runc", tmp_path / "admission.yaml"
+    files = {"containerd_config": "containerd.toml", "kubelet_config": "kubelet.yaml"}
+    settings: dict[str, Any] = {
+        "trust_domain": DOMAIN,
+        "policy": {"file": str(tmp_path / "policy.json"), "keys": [str(tmp_path / "alice.pub")]},
+        "run_dir": str(tmp_path / "run"),
+        "wrapper": str(wrapper),
+        **{each: str(tmp_path / file) for each, file in files.items()},
+    }
+    (tmp_path / "kubelet.yaml").write_text(KUBELET)
+    (tmp_path / "containerd.toml").write_text(CONTAINERD.replace("WRAPPER", str(wrapper)))
+    settings[name] = None
+    path.write_text(json.dumps(settings))
+    wrapper.write_text(script(AdmissionConfig.model_validate(settings), python=sys.executable))
+    wrapper.chmod(0o755)
+    said = CliRunner().invoke(admission, ["check", "--config", str(path)], catch_exceptions=False)
+    assert f"warning: {name} is null: nothing checks for ways around" in said.output
+    assert ("every handler" in said.output) is (name != "containerd_config")
+    assert ("debugging handlers" in said.output) is (name != "kubelet_config")
+    assert "until a policy is in force, only pods under always start" in said.output
+    (tmp_path / "policy.json").unlink()
+    result = CliRunner().invoke(admission, ["check", "--config", str(path)])
+    assert str(result.exception).startswith(
+        f"{path}: policy: {tmp_path}/policy.json cannot be read"
+    )

@@ -223,8 +223,8 @@ class Runtime:
                 raise WorkloadError(
                     f"the runtime at {self._socket} does not answer {said}",
                     reason="cri_unavailable",
-                    advice="check that node.cri.socket is the runtime's and that the agent may "
-                    "open it",
+                    advice="check that this is the runtime's socket (node.cri.socket, --socket) "
+                    "and that this process may open it",
                 ) from None
             raise WorkloadError(
                 f"the runtime at {self._socket} cannot answer {said}",
