@@ -176,7 +176,7 @@ class Owner:
             self._budgets.turned_away(self)
             raise
         self._parties.setdefault(party, {})[give_way] = None
-        self._add_connections(1)
+        self.count_connections(1)
 
     def make_room(self, party: str) -> bool:
         """Close one of the greediest party's connections for a smaller party; say if it did."""
@@ -195,7 +195,7 @@ class Owner:
             connections.pop(give_way, None)
             if not connections:
                 del self._parties[party]
-        self._add_connections(-1)
+        self.count_connections(-1)
         self._budgets.left(self, give_way)
 
     def check_stream(self, now: float) -> None:
@@ -243,7 +243,8 @@ class Owner:
             account.streams += streams
             account.held += held
 
-    def _add_connections(self, count: int) -> None:
+    def count_connections(self, count: int) -> None:
+        """Count additional connections (negative: fewer) that :meth:`connect` did not admit."""
         held = CONNECTION_BYTES * count
         self._own.add(connections=count, held=held)
         self._budgets.all.add(connections=count, held=held)

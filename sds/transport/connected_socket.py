@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.transport.input_readiness import InputReadiness
 from sds.transport.pieces import kept, rest_of
-from sds.transport.unread import LINGERING_BYTES, NOTICED_BYTES, SEND_BYTES, UnreadOutput, unread
+from sds.transport.unread import NOTICED_BYTES, SEND_BYTES, UnreadOutput, unread
 
 if TYPE_CHECKING:
     import asyncio
@@ -325,7 +325,7 @@ class ConnectedSocket:
             watching.forget(self)
             left = unread(connected.fileno())
             if left > NOTICED_BYTES:
-                give_back = self._reader.left_unread(max(left, LINGERING_BYTES))
+                give_back = self._reader.left_unread(left)
                 if give_back is not None:
                     watching.linger(connected, give_back)
                     return

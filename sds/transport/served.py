@@ -10,7 +10,6 @@ when the connection is over, so are its calls, and its budget is given back.
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -23,6 +22,7 @@ from sds.transport.connection import Connection
 from sds.transport.frames import ErrorCode
 from sds.transport.handling import REFUSALS
 from sds.transport.turns import Turns
+from sds.transport.unread import counted
 
 if TYPE_CHECKING:
     import socket
@@ -218,12 +218,7 @@ class ServedConnection:
 
     def left_unread(self, count: int) -> Callable[[], None] | None:
         self.settle()
-        try:
-            self.owner.check_room(count, self._loop.time())
-        except LimitError:
-            return None  # from now on it gets little more that it could leave
-        self.owner.change(streams=0, held=count)
-        return functools.partial(self.owner.change, streams=0, held=-count)
+        return counted(self.owner, count, self._loop.time())
 
     def lost(self) -> None:
         if self._timer is not None:

@@ -26,7 +26,8 @@ class Share:
     Attributes:
         connections: how many may be open at the same time.
         streams: how many may be open at the same time, on all connections.
-        held_bytes: memory of connections, streams, messages and waiting output, in bytes.
+        held_bytes: memory of connections, streams, messages, waiting output, and output
+            that clients have not read, in bytes.
         processor: the part of the event loop's processor time, on average; 1.0 is all of it.
         processor_burst_seconds: how much of that time it may use at once.
         refusals_per_second: how many calls may be refused each second, on average.

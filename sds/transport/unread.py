@@ -4,8 +4,8 @@ A Unix socket keeps up to 229 KB of it, and a client that reads nothing costs th
 1,200 such connections took 256 MiB, and the kernel killed the agent. It stays after we closed our
 end, for as long as the client keeps its own. Owns how much it is. Invariants: what
 :class:`UnreadOutput` reports of a socket is never much less than what the kernel has, and
-:data:`LOOK_SECONDS` later it is no more; a socket that was closed before its client read is kept
-and counted until that is over, if its owner's budget has room for it.
+:data:`LOOK_SECONDS` later it is no more; a connection that is over before its client has read
+counts on until it has, if its owner is recognised and has room for it.
 
 Sources: unix(7), SIOCOUTQ (``unix_outq_len``); Linux ``Documentation/admin-guide/cgroup-v2.rst``,
 "sock".
@@ -23,19 +23,20 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
+from sds.errors import LimitError
 from sds.faults import guarded
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from sds.transport.budget import Owner
+
 LOOK_SECONDS: Final = 1.0
 NOTICED_BYTES: Final = 8 * 1024
 """Less than this is not counted, and is no reason to ask the kernel."""
 SEND_BYTES: Final = 1024
 """The most that one call of the kernel takes beside its content."""
-LINGERING_BYTES: Final = 64 * 1024
-"""The least that a closed socket counts, because it takes a descriptor too."""
 _AT_ONCE: Final = 64
 _NUMBER: Final = bytes(4)
 
@@ -118,6 +119,28 @@ class UnreadOutput:
             give_back = self._lingering.pop(descriptor)
             os.close(descriptor)
             give_back()
+
+
+def counted(owner: Owner, count: int, now: float) -> Callable[[], None] | None:
+    """Count a connection that is over and what its client has not read; return what undoes that.
+
+    None if the owner may have no more; it gets little that it could leave then. None for strangers
+    too: they share one account, and what one of them leaves must keep no other out.
+    """
+    if not owner.recognised:
+        return None
+    try:
+        owner.check_room(count, now)
+    except LimitError:
+        return None
+    owner.change(streams=0, held=count)
+    owner.count_connections(1)  # its descriptor is one of those that connections may have
+
+    def give_back() -> None:
+        owner.change(streams=0, held=-count)
+        owner.disconnect(give_back)
+
+    return give_back
 
 
 def unread(descriptor: int) -> int:

@@ -358,13 +358,14 @@ async def test_after_an_error_a_connection_is_gone_within_a_second(
                 assert frame(GOAWAY, 0, 0)[3:4] in await until_closed(client)
             (owner,) = server.budgets.owners.values()
             for _ in range(50):  # a second, by the loop that has the deadline
-                if not owner.connections:
+                if not server._connections:
                     break
                 await asyncio.sleep(0.02)
-            assert not owner.connections
+            assert not server._connections
             assert owner.held < 300_000  # what the kernel still has for the client
         while owner.held:
             await asyncio.sleep(0.02)
+        assert not owner.connections
 
 
 def until_ponged(client: socket.socket) -> None:

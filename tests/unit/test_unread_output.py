@@ -17,7 +17,7 @@ from sds.transport.budget import Budgets
 from sds.transport.connected_socket import ConnectedSocket
 from sds.transport.server import Server
 from sds.transport.shares import Share
-from sds.transport.unread import LINGERING_BYTES, UnreadOutput
+from sds.transport.unread import UnreadOutput
 from sds.unix_sockets import listening
 from tests.support.raw_client import connected, message
 
@@ -144,7 +144,22 @@ async def test_an_owner_whose_clients_read_nothing_uses_up_its_budget(tmp_path: 
             await asyncio.sleep(0.01)
         exceeded = server.budgets.exceeded
         await until(lambda: exceeded.get(OURSELVES, Counter())["memory"] > 10)
-        assert 10 * LINGERING_BYTES < owner.held < 1_200_000
+        assert 600_000 < owner.held < 1_200_000
         await server.stop(0)
-        assert owner.held > 5 * LINGERING_BYTES
+        assert owner.held > 300_000
+        assert owner.connections >= 3  # their descriptors are not free yet
     await until(lambda: not owner.held)
+    assert not owner.connections
+
+
+async def test_what_a_stranger_leaves_keeps_no_other_out(tmp_path: Path) -> None:
+    methods: dict[str, Any] = {"Much": grpc.unary_unary_rpc_method_handler(much)}
+    server = Server([grpc.method_handlers_generic_handler("t.T", methods)])
+    path = tmp_path / "t.sock"
+    await server.listen(listening(path, 0o600), recognised=False)
+    with connected(path) as one:
+        one.call(b"/t.T/Much", message(b""), ends=True)
+        await until(lambda: server.budgets.strangers.held > SENT)
+        await server.stop(0)
+        assert not server.budgets.strangers.held
+        assert not server.budgets.strangers.connections
