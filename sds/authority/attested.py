@@ -37,6 +37,7 @@ from sds.errors import (
     CertificateError,
     ConfigurationError,
     EvidenceError,
+    PolicyNotInForceError,
     SdsError,
 )
 from sds.exchange import wire
@@ -147,7 +148,6 @@ class AttestedAuthority:
             AuthorityRefusedError: a replica refused the request as a whole.
             EvidenceError: our evidence cannot be collected, or that of every authority that was
                 reached is refused.
-            PolicyNotInForceError: none is in force here, and the authority gave certificates.
         """
         if not items:
             return Issuance(outcomes=(), roots=())
@@ -286,9 +286,28 @@ class AttestedAuthority:
         session.trust(trusted, policy=policy, now=now)
 
     async def _under_policy(self, session: Session) -> None:
-        """Verify the authority under the policy that is in force now: it says who may be one."""
+        """Verify the authority under the policy that is in force now: it says who may be one.
+
+        Raises:
+            EvidenceError: ``authority_evidence``: it may not, and another replica is asked.
+        """
         while session.verified_by != self._policy.digest:
-            await self._hello(session)
+            try:
+                await self._hello(session)
+            except EvidenceError as error:
+                raise EvidenceError(
+                    error.message, advice=error.advice, reason="authority_evidence"
+                ) from error
+
+    def _require_policy(self, session: Session) -> None:
+        """Check that a policy is in force; an authority of the same policy issues only then."""
+        try:
+            self._policy.require_in_force()
+        except PolicyNotInForceError as error:
+            raise AuthorityAnswerError(
+                f"the authority at {session.address} gave certificates, and here {error.message}",
+                advice="another authority may hand over the policy; this one follows none",
+            ) from error
 
     async def _exchange(self, session: Session, items: Sequence[CertificateItem]) -> Issuance:
         try:
@@ -319,7 +338,7 @@ class AttestedAuthority:
                 case "certificates":
                     issuance = self._issuance(session, answer.certificates, items)
                     await self._under_policy(session)  # another one may have come meanwhile
-                    self._policy.require_in_force()
+                    self._require_policy(session)
                     return issuance
                 case "refusal":
                     session.nonce = answer.refusal.next_nonce

@@ -14,6 +14,7 @@ from sds import errors
 from sds.attestation.reference_values import ReferenceValues
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.clock import Instant, SystemClock
+from sds.exchange.item import IssuedChain
 from sds.policy.holder import PolicyHolder
 from sds.policy.succession import PolicySuccession
 from sds.policy.verification import PolicyVerifier, Role
@@ -280,6 +281,20 @@ async def test_a_policy_that_changes_on_an_open_stream_holds_from_the_next_reque
         assert authority.epoch == 4
 
 
+async def test_an_authority_without_the_policy_keeps_nobody_from_one_that_has_it() -> None:
+    world, agent = World(), party()
+    async with (
+        world.running() as without,
+        world.running(policy=SignedIssuancePolicy(party(TWO))) as following,
+        world.client(without.port, following.port, policy=agent, shuffle=lambda _: None) as client,
+    ):
+        issuance = await client.issue(items([wish()]))
+        assert agent.epoch == 2
+        assert client.connected_to == f"127.0.0.1:{following.port}"
+        assert isinstance(issuance.outcomes[0], IssuedChain)
+        assert set(issuance.roots) == set(following.signing.roots)
+
+
 def trusted_under(holder: PolicyHolder, world: World) -> PolicyVerifier:
     """Trusts the authorities that the policy in force names, of this world's chip."""
 
@@ -325,6 +340,28 @@ async def test_an_authority_that_the_next_policy_does_not_name_issues_nothing_un
                 assert await ask(client) == ""
 
 
+async def test_a_replica_that_the_next_policy_names_is_asked_at_once() -> None:
+    world = World()
+    agent = party(naming(1, OLD_AUTHORITY, AUTHORITY))
+    old = Machine(OLD_AUTHORITY, key=world.authority.key)
+    async with (
+        world.running(attester=old) as before,
+        world.running() as named,
+        world.client(
+            before.port,
+            named.port,
+            policy=agent,
+            verifier=trusted_under(agent, world),
+            shuffle=lambda _: None,
+        ) as client,
+    ):
+        assert await ask(client) == ""
+        assert client.connected_to == f"127.0.0.1:{before.port}"
+        agent.take(naming(2, AUTHORITY), origin="disk")
+        assert await ask(client) == ""
+        assert client.connected_to == f"127.0.0.1:{named.port}"
+
+
 async def test_an_answer_counts_only_if_a_policy_that_came_meanwhile_names_who_gave_it() -> None:
     world = World()
     world.authority.measurement = OLD_AUTHORITY
@@ -352,9 +389,10 @@ async def test_without_a_policy_in_force_no_authority_s_certificates_or_roots_co
         clock.shift = timedelta(days=2)
         world = World()
         async with world.running() as running, world.client(running.port, policy=holder) as client:
-            for use in (client.issue(items([wish()])), client.roots()):
-                with pytest.raises(errors.PolicyNotInForceError):
-                    await use
+            with pytest.raises(errors.AuthorityAnswerError, match="and here"):
+                await client.issue(items([wish()]))
+            with pytest.raises(errors.PolicyNotInForceError):
+                await client.roots()
             later = datetime.now(UTC) + timedelta(days=9)
             holder.take(epoch(2, not_after=later.isoformat()), origin="disk")
             assert await ask(client) == ""
