@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.agent.config import OwnAuthoritySection
 from sds.attestation.build import Verification, keyed, make_attester
+from sds.attestation.reference_values import PLACEHOLDERS
 from sds.authority.attested import AttestedAuthority
 from sds.authority.patience import longest_seconds
 from sds.authority.registry import authority_kind
@@ -309,6 +310,8 @@ def warnings(config: AgentConfig) -> tuple[str, ...]:
             "verification.reference_values names no measurement: every machine with genuine "
             "evidence can pose as the authority"
         )
+    if config.verification.reference_values.has_placeholders:
+        found.append(f"verification.{PLACEHOLDERS}")
     if not config.workloads and config.node is None:
         found.append("nobody is served: the configuration has neither workloads nor node")
     return (*found, *_names_of_services(config))

@@ -214,6 +214,10 @@ class TdxReferenceValues(_Model):
         return self
 
 
+PLACEHOLDERS: Final = (
+    "reference_values.measurements has the zeros of an example, which no machine shows: write the "
+    "launch measurement of your guest"
+)
 _WHICH_SNP: Final = ("host_data", "id_key_digests", "author_key_digests", "image_ids", "chip_ids")
 _WHICH_TD: Final = (
     *("rtmr0", "rtmr1", "rtmr2", "rtmr3", "mr_config_id", "mr_owner", "mr_owner_config"),
@@ -238,6 +242,11 @@ class ReferenceValues(_Model):
     snp: SnpReferenceValues = SnpReferenceValues()
     tdx: TdxReferenceValues = TdxReferenceValues()
     others: dict[str, dict[str, JsonValue]] = {}
+
+    @property
+    def has_placeholders(self) -> bool:
+        """Say whether a measurement is the zeros of an example, which no machine has."""
+        return any(not value.strip("0") for value in self.measurements)
 
     @property
     def any_machine(self) -> bool:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import stat
 from typing import TYPE_CHECKING
 
 from sds.attestation.build import Verification, keyed, make_attester
@@ -25,6 +24,7 @@ from sds.ca.config import AuthorityConfig, OperatorSection, UpstreamSection
 from sds.ca.journal import Journal
 from sds.ca.kubernetes import check_kubernetes, kubernetes_tokens
 from sds.ca.observe import AuthorityObserver, SilentObserver
+from sds.ca.oversights import oversights
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.ca.signers import HOPELESS_SIGNER
 from sds.ca.sources import signer_source, upstream_client, upstream_verification
@@ -245,7 +245,7 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
     elif isinstance(config.signer, UpstreamSection):
         with checks.of("signer"):
             upstream = upstream_verification(config, clock)
-            upstream_client(config.signer, attester, upstream, None, clock)
+            _check_upstream(config, config.signer, attester, upstream, clock)
     if config.kubernetes is not None:
         check_kubernetes(config.kubernetes, checks)
     checks.listeners(
@@ -257,43 +257,24 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
         }
     )
     checks.raise_all()
-    return warnings(config)
+    return tuple(oversights(config))
 
 
-def warnings(config: AuthorityConfig) -> tuple[str, ...]:
-    """Return warnings about this configuration and its files."""
-    return tuple(_overlooked(config))
-
-
-def _overlooked(config: AuthorityConfig) -> Iterator[str]:
-    key = config.tls.key
-    if key is not None:
-        with contextlib.suppress(OSError):  # reading it says more
-            if key.stat().st_mode & stat.S_IROTH:
-                yield f"everybody on this machine may read the private key {key} (tls.key)"
-    if not config.identities and config.policy is None and config.kubernetes is None:
-        yield "neither identities nor policy are configured: everybody is refused"
-    accepted = config.verification.reference_values
-    if accepted.measurements and not accepted.others:
-        for number, section in enumerate(config.identities):
-            if section.measurement not in accepted.measurements:
-                yield (
-                    f"identities[{number}] grants names to a measurement that "
-                    "verification.reference_values.measurements does not have: whoever shows it "
-                    "is refused; add it there"
-                )
-    signer = config.signer
-    if isinstance(signer, UpstreamSection) and signer.authority.tls == "attested":
-        assert signer.verification is not None
-        if config.policy is None and signer.verification.reference_values.any_machine:
-            yield (
-                "signer.verification.reference_values names no measurement: every machine with "
-                "genuine evidence can pose as the authority above"
-            )
+def _check_upstream(
+    config: AuthorityConfig,
+    section: UpstreamSection,
+    attester: Attester | None,
+    upstream: Verification | None,
+    clock: Clock,
+) -> None:
+    if attester is None and config.attestation.kind is not None:
+        section.authority.settings()  # why there is no attester is said already
+    else:
+        upstream_client(section, attester, upstream, None, clock)
 
 
 def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> None:
-    for sentence in warnings(config):
+    for sentence in oversights(config):
         _LOGGER.warning(sentence)
     if attester is None:
         _LOGGER.warning(

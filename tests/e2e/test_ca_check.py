@@ -214,3 +214,13 @@ def test_a_simulated_machine_passes_too(site: Site) -> None:
     finally:
         with contextlib.suppress(OSError):  # whoever reads it closes it
             os.close(descriptor)
+
+
+def test_an_attester_that_cannot_be_made_is_not_called_missing(site: Site) -> None:
+    """What follows from another problem sends people to a wrong place."""
+    above = UPSTREAM | {"verification": {"reference_values": {"measurements": ["ab" * 48]}}}
+    nobody = {"kind": "simulated", "descriptor": 9999}
+    found = checked(site.config("ca", signer=above, attestation=nobody))
+    assert "attestation.descriptor" in found
+    assert "attestation.kind is missing" not in found
+    assert "attestation.kind is missing" in checked(site.config("ca", signer=above))

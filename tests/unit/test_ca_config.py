@@ -7,7 +7,7 @@ import pytest
 
 from sds.authority.channel import AttestedTls, VerifiedTls
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
-from sds.ca.run import warnings
+from sds.ca.oversights import oversights
 from sds.errors import ConfigurationError
 from sds.identity import KeyType
 from sds.pki import certificate_pem
@@ -149,7 +149,16 @@ signer: {kind: upstream, authority: {addresses: ["ca:1"]}, verification: {}}
         ("trust_domain: example.org\n", "everybody is refused"),
         (f"{ACCEPTED % ('ab' * 48)}identities: [{{{RULE}}}]", ""),
         (f"{ACCEPTED % ('cd' * 48)}identities: [{{{RULE}}}]", "identities[0] grants names to a"),
+        (f"{ACCEPTED % ('cd' * 48)}identities: [{{{RULE.replace('ab' * 48, 'ab' * 32)}}}]", ""),
+        (
+            f"{ACCEPTED % ('00' * 48)}identities: [{{{RULE.replace('ab', '00')}}}]",
+            "the zeros of an",
+        ),
         (ABOVE, ""),
+        (
+            ABOVE.replace("{}", f"{{reference_values: {{measurements: [{'00' * 48}]}}}}"),
+            "signer.verification.reference_values.measurements has the zeros",
+        ),
         (
             ABOVE.replace(
                 "policy: {file: policy.json, keys: [alice.pub]}", f"identities: [{{{RULE}}}]"
@@ -159,7 +168,7 @@ signer: {kind: upstream, authority: {addresses: ["ca:1"]}, verification: {}}
     ],
 )
 def test_what_is_probably_not_meant_is_said(text: str, said: str) -> None:
-    found = warnings(load(text))
+    found = tuple(oversights(load(text)))
     assert len(found) == bool(said)
     assert all(said in line for line in found)
 

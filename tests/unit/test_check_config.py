@@ -334,6 +334,13 @@ def test_an_agent_that_takes_every_machine_for_its_authority_says_so(
     assert any(told in line for line in warnings(AgentConfig.model_validate(made))) is any_machine
 
 
+def test_the_zeros_of_an_example_are_noticed(settings: dict[str, Any]) -> None:
+    for digits, noticed in (("00", True), ("01", False)):
+        values = {"reference_values": {"measurements": ["ab" * 48, digits * 48]}}
+        config = AgentConfig.model_validate({**settings, "verification": values})
+        assert any("zeros of an example" in line for line in warnings(config)) is noticed
+
+
 def test_fields_with_one_fault_are_all_named_and_a_block_is_not_named_beside_its_field() -> None:
     checks = ConfigurationChecks("agent.yaml", now=datetime(2026, 1, 1, tzinfo=UTC))
     for field in ("authority", "authority.tls.root", "federation", "federation.bundles[0].root"):
