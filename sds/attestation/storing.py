@@ -17,6 +17,7 @@ from sds.attestation.revocation import highest_numbers, read_revocation_list, re
 from sds.attestation.tdx.collateral import MAX_DOCUMENT_BYTES, SIGNING_CHAIN, TCB_INFOS
 from sds.errors import ConfigurationError, EvidenceError
 from sds.files import listed, read_file, replace_file
+from sds.outside import reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,9 +88,10 @@ def _require_newer(path: Path, one: RevocationList) -> None:
 def _require_no_older_document(path: Path, body: bytes, *, any_recovery: bool) -> None:
     """Check that a document is not older than the stored one."""
     try:
-        issued, recovery = _age(read_file(path, max_bytes=MAX_DOCUMENT_BYTES))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return
+        with reading(str(path), EvidenceError):
+            issued, recovery = _age(read_file(path, max_bytes=MAX_DOCUMENT_BYTES))
+    except EvidenceError:
+        return  # it is replaced
     now, number = _age(body)
     if number < recovery and not any_recovery:
         raise EvidenceError(

@@ -307,6 +307,27 @@ async def test_a_disk_that_is_full_leaves_what_was_there(
         await fetcher.fetch(tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "",
+        "[]",
+        '{"tcbInfo": {"issueDate": "2026", "tcbEvaluationDataNumber": Infinity}}',
+        '{"tcbInfo": {"issueDate": "2026", "tcbEvaluationDataNumber": [1]}}',
+        "[" * 100_000,
+    ],
+)
+async def test_a_stored_document_that_cannot_be_read_is_replaced(
+    stored: str, publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in (f"tcb_info-{FMSPC.hex()}.json", "qe_identity.json"):
+        (folder / name).write_text(stored)
+    await Fetcher(wanted(publishers, intel), clock=PatientClock(NOW)).fetch(folder)
+    assert accepted(intel, folder)
+
+
 @pytest.mark.parametrize("document", ["info", "identity"])
 async def test_a_cache_cannot_go_back_to_an_earlier_tcb_recovery(
     document: str, publishers: Publishers, intel: Intel, tmp_path: Path
