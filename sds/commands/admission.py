@@ -15,7 +15,7 @@ from sds.admission.script import script
 from sds.admission.server import serve
 from sds.admission.settings import AdmissionConfig
 from sds.clock import SystemClock
-from sds.commands.daemon_options import log_options
+from sds.commands.daemon_options import log_options, say_ready
 from sds.commands.options import NamedPath
 from sds.errors import ConfigurationError
 from sds.faults import watch_loop
@@ -64,7 +64,7 @@ def serve_command(path: Path, log_format: str, log_level: str) -> None:
         _LOGGER.warning(sentence)
 
     def ready() -> None:
-        click.echo("READY")
+        say_ready("READY")
         notify("READY=1")
 
     async def run() -> None:

@@ -11,7 +11,7 @@ import click
 from sds.ca.config import AuthorityConfig
 from sds.ca.run import check, serve
 from sds.clock import SystemClock
-from sds.commands.daemon_options import CHECK_CONFIG, log_options
+from sds.commands.daemon_options import CHECK_CONFIG, log_options, say_ready
 from sds.commands.options import NamedPath
 from sds.faults import watch_loop
 from sds.operations import logs
@@ -60,7 +60,7 @@ def ca(path: Path, *, check_config: bool, log_format: str, log_level: str) -> No
         async with metrics_listener(config.metrics, instruments):
             await serve(
                 config,
-                ready=lambda port: click.echo(f"READY {host}:{port}"),
+                ready=lambda port: say_ready(f"READY {host}:{port}"),
                 clock=clock,
                 observer=instruments,
             )

@@ -152,6 +152,13 @@ async def test_certificates_under_simulated_evidence_and_a_clean_end(site: Site)
         assert "spiffe_id=spiffe://example.org/ns/a/sa/web" in process.text
 
 
+async def test_an_authority_serves_though_its_stdout_is_full(site: Site) -> None:
+    async with site.authority(prefix=["sh", "-c", 'exec "$@" >/dev/full', "sh"]) as process:
+        await process.line("the authority is ready")
+        assert await process.terminate() == 0
+    assert "cannot be written" not in process.text
+
+
 async def test_a_simulated_root_counts_only_where_it_is_named(site: Site) -> None:
     async with site.authority(verification={}) as process:
         async with client(await port(process)) as authority:
