@@ -28,6 +28,7 @@ from sds.secrets.rotation_settings import RotationSettings
 from sds.serving.generic import GenericSecretFiles
 from sds.serving.service import SecretService, ServingOptions
 from sds.serving.tickets import SessionTickets
+from sds.workload.forms import impossible_values
 from sds.workload.mapping import WorkloadRule
 from sds.workload.service_dns_names import wildcards
 
@@ -314,7 +315,8 @@ def warnings(config: AgentConfig) -> tuple[str, ...]:
         found.append(f"verification.{PLACEHOLDERS}")
     if not config.workloads and config.node is None:
         found.append("nobody is served: the configuration has neither workloads nor node")
-    return (*found, *_names_of_services(config))
+    rules = [one for one in config.workloads if isinstance(one, WorkloadRule)]
+    return (*found, *impossible_values(rules), *_names_of_services(config))
 
 
 def _names_of_services(config: AgentConfig) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from sds.policy.lint_attestation import evidence_warnings, guest_errors, guest_warnings
 from sds.rules.glob import Glob, GlobIndex
 from sds.rules.pattern import format_spiffe_pattern
+from sds.workload.forms import impossible_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ def warnings(document: PolicyDocument, *, now: datetime) -> list[str]:
         *_nodes(document),
         *evidence_warnings(document),
         *guest_warnings(document),
+        *(f"workloads: {text}" for text in impossible_values(document.workloads)),
         *_allow(document),
         *_federation(document),
     ]
