@@ -1,9 +1,11 @@
 """Unix sockets that listen at a path.
 
 Owns how such a socket is made, and its modes. Invariants: a socket that a dead process left is
-removed, but never one on which a process listens, however busy that process is; a socket has its
-mode and group before anybody can connect; nothing here changes the umask, which all threads share;
-a socket that cannot be removed at the end keeps nothing else from ending.
+removed, but never one on which a process listens, however busy that process is; an empty directory
+at a path that ends with ``.sock`` is removed too (a container runtime makes one where the source of
+a pod's volume is missing); a socket has its mode and group before anybody can connect; nothing here
+changes the umask, which all threads share; a socket that cannot be removed at the end keeps nothing
+else from ending.
 """
 
 from __future__ import annotations
@@ -58,13 +60,21 @@ def listening(path: Path, mode: int, *, group: str | None = None) -> socket.sock
 
 
 def clear_socket(path: Path) -> None:
-    """Remove the socket of a dead process.
+    """Remove the socket of a dead process, or the directory that a container runtime made there.
 
     Raises:
         SocketError: a process listens on it, it is not a socket, or it cannot be removed.
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
+            if clear_directory(path):
+                _LOGGER.warning(
+                    "an empty directory was in the place of the socket %s and is removed: does "
+                    "a pod mount the socket instead of its directory?",
+                    path,
+                    extra={"path": path},
+                )
+                return
             raise SocketError(
                 f"{path} exists and is not a socket", advice="remove it, or choose another path"
             )
@@ -92,6 +102,32 @@ def clear_socket(path: Path) -> None:
     raise SocketError(
         f"another process listens on {path}", advice="stop it first, or choose another path"
     )
+
+
+def is_left_over(path: Path) -> bool:
+    """Say whether an empty directory is there, at a path that is meant for a socket.
+
+    Docker and containerd make one for a ``hostPath`` volume of a socket that is not there yet, so
+    one pod's mistake would keep this process from starting.
+    """
+    try:
+        if path.suffix != ".sock" or path.is_symlink():
+            return False
+        with os.scandir(path) as entries:
+            return next(entries, None) is None
+    except OSError:  # no directory, or none that can be read
+        return False
+
+
+def clear_directory(path: Path) -> bool:
+    """Remove what :func:`is_left_over`; say whether that is done."""
+    if path.suffix != ".sock":
+        return False
+    try:
+        path.rmdir()
+    except OSError:  # it is none, or something is in it
+        return False
+    return True
 
 
 def remove_at_end(path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from sds.agent.directory import make_directory
 from sds.errors import SocketError
 from sds.outside import words_of
-from sds.unix_sockets import remove_at_end
+from sds.unix_sockets import clear_directory, remove_at_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,6 +135,7 @@ class SocketGuard:
             try:
                 fresh.unlink(missing_ok=True)
                 os.link(guarded.kept, fresh, follow_symlinks=False)
+                clear_directory(path)
                 fresh.rename(path)  # in one step, so that there is always a socket
                 why = ""
             except OSError as error:

@@ -15,6 +15,7 @@ from sds.files import check_replaceable, is_folder, is_taken
 from sds.outside import words_of
 from sds.pki import certificates_from_pem, load_certificate
 from sds.settings.yamlfile import read
+from sds.unix_sockets import is_left_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -124,7 +125,9 @@ class ConfigurationChecks:
 
     def _socket_place(self, field: str, path: Path) -> None:
         """Check that a Unix socket is or can be made at this path."""
-        if self._is_writable(field, path.parent) and is_taken(path) and not path.is_socket():
+        if not self._is_writable(field, path.parent) or path.is_socket() or is_left_over(path):
+            return
+        if is_taken(path):
             self.problem(field, f"{path} exists and is not a socket: remove it, or name another")
 
     def replaceable_file(self, field: str, path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from sds.agent.directory import claimed, make_directory
 from sds.errors import SocketError
-from sds.unix_sockets import clear_socket, listening, open_to
+from sds.unix_sockets import OURS_ALONE, clear_socket, listening, open_to
 from tests.support import need
 from tests.support.node import short_folder
 
@@ -104,6 +104,29 @@ def test_a_file_in_a_sockets_place_is_left_alone(folder: Path) -> None:
     with pytest.raises(SocketError, match="is not a socket"):
         clear_socket(path)
     assert path.read_text() == "precious"
+
+
+def test_the_directory_that_a_container_runtime_made_in_a_sockets_place_is_removed(
+    folder: Path,
+) -> None:
+    """It does so for a pod that mounts the socket while no agent runs."""
+    path = folder / "sds.sock"
+    path.mkdir()
+    listening(path, OURS_ALONE).close()
+    assert path.is_socket()
+
+
+def test_other_directories_in_a_sockets_place_are_left_alone(folder: Path) -> None:
+    full, other, elsewhere = folder / "a.sock", folder / "other", folder / "b.sock"
+    (full / "precious").mkdir(parents=True)
+    other.mkdir()
+    elsewhere.symlink_to(other)
+    for path in (full, other, elsewhere):
+        with pytest.raises(SocketError, match="is not a socket"):
+            clear_socket(path)
+    assert (full / "precious").is_dir()
+    assert other.is_dir()
+    assert elsewhere.is_symlink()
 
 
 def test_a_socket_that_nobody_can_connect_to_is_said_in_words(folder: Path) -> None:

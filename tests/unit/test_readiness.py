@@ -59,11 +59,13 @@ def test_identities_are_followed_through_loss_and_policy() -> None:
     assert unserved.spiffe_ids == []
 
 
-@pytest.mark.parametrize("how", ["replaced", "removed", "a directory", "many times"])
+@pytest.mark.parametrize(
+    "how", ["replaced", "removed", "a directory", "a full directory", "many times"]
+)
 async def test_a_socket_that_somebody_replaces_is_noticed_and_put_back(
     tmp_path: Path, how: str
 ) -> None:
-    path = tmp_path / "s"
+    path = tmp_path / "s.sock"
     clock = FakeClock()
     with socket.socket(socket.AF_UNIX) as ours:
         ours.bind(str(path))
@@ -77,16 +79,18 @@ async def test_a_socket_that_somebody_replaces_is_noticed_and_put_back(
         assert changes == []
         for _ in range(3 if how == "many times" else 1):
             path.unlink()
-            if how == "a directory":
+            if "directory" in how:
                 path.mkdir()
+                if how == "a full directory":
+                    (path / "file").touch()
             elif how != "removed":
                 with socket.socket(socket.AF_UNIX) as again:
                     again.bind(str(path))
             await clock.advance(PERIOD_SECONDS)
             assert changes == [(str(path),)]
-        # An empty directory in its place cannot be renamed over: it stays lost until it goes.
-        if how == "a directory":
-            path.rmdir()
+        # What is not empty is somebody's: the socket stays lost until it goes.
+        if how == "a full directory":
+            (path / "file").unlink()
             await clock.advance(PERIOD_SECONDS)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
