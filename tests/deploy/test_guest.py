@@ -27,6 +27,9 @@ GUEST = need.ROOT / "deploy" / "guest"
 SYSTEM = GUEST / "mkosi.extra" / "etc" / "systemd" / "system"
 UNITS = sorted([*SYSTEM.glob("*.service"), *SYSTEM.glob("*.mount")])
 DISK = sorted([*(GUEST / "disk").glob("*.service"), *(GUEST / "disk").glob("*.mount")])
+RELOADED = sorted(
+    [*SYSTEM.glob("attested-sds-[ac]*.service"), *(need.ROOT / "deploy/systemd").glob("*.service")]
+)
 SERVICES = ("containerd", "kubelet")
 # Known to systemd 254 and later, which the image has.
 NEW_KEYS = ("FileDescriptorStorePreserve",)
@@ -213,6 +216,11 @@ def test_the_disk_is_authenticated_and_its_key_is_in_no_file() -> None:
     assert "--integrity hmac-sha256" in script
     assert script.count("--key-file -") == 2
     assert "> " not in script.replace(">/dev/null", ""), "nothing is redirected into a file"
+
+
+@pytest.mark.parametrize("path", RELOADED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_reload_reads_the_policy_again(path: Path) -> None:
+    assert unit(path)["Service.ExecReload"] == ["/bin/kill -HUP $MAINPID"]
 
 
 @pytest.mark.parametrize("folder", [SYSTEM, GUEST / "disk"])
