@@ -11,12 +11,15 @@ import stat
 from pathlib import Path
 from typing import Final
 
+import grpc
+
 from sds.errors import SocketError
 from sds.files import SOCKET_PATH_BYTES, socket_target
 from sds.settings.paths import is_url, waits_for_a_shell
 
 CHANNEL_OPTIONS: Final = (("grpc.max_receive_message_length", 256 << 20),)
 """An agent with thousands of identities has more to say than gRPC's 4 MiB."""
+A_WORKLOADS: Final = "a workload's socket or the node-wide one"
 _WHICH: Final = (
     "an agent's sockets are RUN_DIR/admin.sock, RUN_DIR/node/sds.sock and "
     "RUN_DIR/workloads/NAME/sds.sock"
@@ -56,6 +59,22 @@ def dialled(path: Path | str) -> str:
     if not os.access(absolute, os.R_OK | os.W_OK):
         raise _not_allowed(absolute)
     return socket_target(absolute)
+
+
+def other_socket(path: Path | str, error: grpc.RpcError, *, wanted: str) -> SocketError | None:
+    """Return the error if what answered has no such method: another socket of the agent.
+
+    Args:
+        path: the socket that was called.
+        error: why the call failed.
+        wanted: the socket that the command needs, in words.
+    """
+    code = getattr(error, "code", None)
+    if code is None or code() is not grpc.StatusCode.UNIMPLEMENTED:
+        return None
+    return SocketError(
+        f"{path} answers, and does not know this command: it is not {wanted}", advice=_WHICH
+    )
 
 
 def _not_allowed(path: Path) -> SocketError:

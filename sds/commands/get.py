@@ -14,7 +14,7 @@ import yaml
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
-from sds.commands.dialled import CHANNEL_OPTIONS, dialled
+from sds.commands.dialled import A_WORKLOADS, CHANNEL_OPTIONS, dialled, other_socket
 from sds.commands.options import output
 from sds.commands.printable import printable
 from sds.errors import SdsError, SocketError
@@ -127,7 +127,7 @@ def _refused(path: str, error: grpc.aio.AioRpcError) -> SdsError:
             advice=f"`sds whoami --socket {path}` tells what the agent sees, and why no rule "
             "matches",
         )
-    return SocketError(
+    return other_socket(path, error, wanted=A_WORKLOADS) or SocketError(
         f"{path}: {error.code().name}: {error.details()}",
         advice="check that the agent runs and that this is the workload's socket; its log "
         "says why it turned a connection away",

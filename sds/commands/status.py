@@ -27,7 +27,7 @@ from rich.text import Text
 
 from sds._proto.sds.agent.v1 import agent_pb2
 from sds.agent.admin import SERVICE
-from sds.commands.dialled import CHANNEL_OPTIONS, dialled
+from sds.commands.dialled import CHANNEL_OPTIONS, dialled, other_socket
 from sds.commands.options import NamedPath, output
 from sds.commands.plain import plain
 from sds.commands.printable import printable
@@ -141,6 +141,8 @@ def _ask(channel: grpc.Channel, socket: Path) -> agent_pb2.Status:
     try:
         answer: agent_pb2.Status = call(agent_pb2.GetStatusRequest(), timeout=_ANSWER_SECONDS)
     except grpc.RpcError as error:
+        if other := other_socket(socket, error, wanted="the agent's admin socket"):
+            raise other from error
         details = getattr(error, "details", error.__str__)()
         raise SocketError(
             f"no agent answers on {socket}: {details}",

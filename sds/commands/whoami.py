@@ -10,7 +10,7 @@ import click
 import grpc
 
 from sds._proto.sds.workload.v1 import whoami_pb2
-from sds.commands.dialled import CHANNEL_OPTIONS, dialled
+from sds.commands.dialled import A_WORKLOADS, CHANNEL_OPTIONS, dialled, other_socket
 from sds.commands.options import output
 from sds.commands.plain import plain
 from sds.commands.printable import printable
@@ -58,6 +58,8 @@ async def _describe(path: str) -> DescribeResponse:
         try:
             return await call(whoami_pb2.DescribeRequest(), timeout=_SECONDS)
         except grpc.aio.AioRpcError as error:
+            if other := other_socket(path, error, wanted=A_WORKLOADS):
+                raise other from error
             raise SocketError(
                 f"{path}: {error.code().name}: {error.details()}",
                 advice="check that the agent runs and that this is its socket; its log "

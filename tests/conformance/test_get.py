@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import grpc
+import pytest
 import yaml
 
 from tests.support.process import output, sds
@@ -76,3 +78,28 @@ async def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     status, _, errors = await output(sds("get", "--socket", tmp_path / "none.sock"))
     assert status == 1
     assert "none.sock" in errors
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        ("status", "the agent's admin socket"),
+        ("get", "a workload's socket or the node-wide one"),
+        ("whoami", "a workload's socket or the node-wide one"),
+    ],
+)
+async def test_another_socket_of_the_agent_is_said_to_be_one(
+    tmp_path: Path, command: str, wanted: str
+) -> None:
+    server = grpc.aio.server()
+    path = tmp_path / "other.sock"
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    try:
+        status, _, errors = await output(sds(command, "--socket", path))
+    finally:
+        await server.stop(None)
+    assert status == 1
+    assert f"{path} answers, and does not know this command: it is not {wanted}" in errors
+    assert "RUN_DIR/admin.sock" in errors
+    assert "check that the agent runs" not in errors
