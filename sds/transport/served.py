@@ -311,11 +311,11 @@ class ServedConnection:
 
     def send(self, stream: int, message: bytes) -> bool:
         endpoint = self._endpoint
-        if endpoint is not None and endpoint.unsent:  # it waits behind what is not read
+        if endpoint is not None and endpoint.held:  # it waits behind what is not read
             self.owner.check_room(len(message), self._loop.time())
         if self._http2.send_now(stream, message):
             self._flush()
-            if endpoint is None or not endpoint.unsent:
+            if endpoint is None or not endpoint.held:
                 return True
         else:
             self.owner.check_room(len(message), self._loop.time())
