@@ -316,7 +316,30 @@ def warnings(config: AgentConfig) -> tuple[str, ...]:
     if not config.workloads and config.node is None:
         found.append("nobody is served: the configuration has neither workloads nor node")
     rules = [one for one in config.workloads if isinstance(one, WorkloadRule)]
-    return (*found, *impossible_values(rules), *_names_of_services(config))
+    return (
+        *found,
+        *impossible_values(rules),
+        *_names_from_istio(config),
+        *_names_of_services(config),
+    )
+
+
+def _names_from_istio(config: AgentConfig) -> Iterator[str]:
+    if config.authority.kind != "istio":
+        return
+    node = config.node
+    services = node is not None and "kubernetes" in node.attestors and node.kubernetes.services
+    refused = [
+        one.name
+        for one in config.workloads
+        if one.dns_names
+        or (services and isinstance(one, WorkloadRule) and one.service_dns_names != ())
+    ]
+    if refused:
+        yield (
+            f"{', '.join(refused)}: Istio's authority gives no DNS names, so whoever wants one is "
+            "refused: leave dns_names out, and write service_dns_names: [] into rules"
+        )
 
 
 def _names_of_services(config: AgentConfig) -> Iterator[str]:

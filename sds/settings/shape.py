@@ -31,6 +31,8 @@ def unknown_field(name: str, here: Iterable[Any], model: type[BaseModel]) -> str
         Words that follow "unknown field".
     """
     known = sorted(set(field_names(here)))
+    if name in known:  # a block has one of several forms, by its kind
+        return "; this block has it with another kind"
     spellings = {_spelling(one): one for one in known}
     meant = spellings.get(_spelling(name))
     if meant is None:

@@ -334,6 +334,38 @@ def test_an_agent_that_takes_every_machine_for_its_authority_says_so(
     assert any(told in line for line in warnings(AgentConfig.model_validate(made))) is any_machine
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, True),
+        ({"service_dns_names": []}, False),
+        ({"service_dns_names": ["web.shop.svc"]}, True),
+        ({"service_dns_names": [], "dns_names": ["web.test"]}, True),
+    ],
+)
+def test_names_that_istios_authority_does_not_give_are_noticed(
+    settings: dict[str, Any], changes: dict[str, Any], *, said: bool
+) -> None:
+    made = {
+        **{name: settings[name] for name in ("trust_domain", "run_dir")},
+        "authority": {"kind": "istio", "addresses": ["a:1"], "root": "/r", "token": "/t"},
+        "node": {"attestors": ["kubernetes"]},
+        "workloads": [{**RULE, **changes}],
+    }
+    found = [line for line in warnings(AgentConfig.model_validate(made)) if "Istio's" in line]
+    assert len(found) == said
+
+
+def test_a_wrong_kind_makes_no_field_unknown_that_the_right_one_has(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    istio = {"kind": "istiod", "addresses": ["a:1"], "root": "/r", "token": "/t"}
+    with pytest.raises(ConfigurationError) as caught:
+        check({**settings, "authority": istio}, tmp_path)
+    assert "did you mean root" not in str(caught.value)
+    assert "authority.kind: expected sds, istio" in str(caught.value)
+
+
 def test_the_zeros_of_an_example_are_noticed(settings: dict[str, Any]) -> None:
     for digits, noticed in (("00", True), ("01", False)):
         values = {"reference_values": {"measurements": ["ab" * 48, digits * 48]}}
