@@ -266,5 +266,9 @@ class ReferenceValues(_Model):
                     f"others: the values of {name} are in the section {_SECTIONS[name]}"
                 )
             if name not in KINDS or not KINDS[name].verified:
-                raise ValueError(f"others: {name!r} is not a further kind of evidence")
+                known = (each for each, kind in KINDS.items() if kind.verified)
+                raise ValueError(
+                    f"others: {name!r} is not a further kind of evidence; known are "
+                    + ", ".join(sorted(set(known) - set(_SECTIONS)))
+                )
         return self

@@ -75,6 +75,8 @@ def _nodes(document: PolicyDocument) -> Iterator[str]:
                 f"nodes: {group.name} names neither measurements, nodes nor attributes: whatever "
                 "the reference values accept belongs to it"
             )
+        if any(not one.strip("0") for one in group.measurements):
+            yield f"nodes: {group.name} names the zeros of an example, which no machine shows"
         for grant in group.grants:
             for glob in grant.spiffe_ids:
                 if glob == Glob((document.trust_domain,), rest=True):

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from sds.attestation.evidence import EvidenceKind
+from sds.attestation.reference_values import PLACEHOLDERS
 from sds.attestation.snp.report import Product
 from sds.errors import IdentityError
 from sds.rules.pattern import parse_spiffe_pattern
@@ -117,6 +118,8 @@ def evidence_warnings(document: PolicyDocument) -> Iterator[str]:
         ("authorities", document.reference_values.authorities),
     ):
         if values is not None:
+            if values.has_placeholders:
+                yield PLACEHOLDERS.replace("reference_values", f"reference_values.{role}", 1)
             for text in _of_values(values, document):
                 yield f"reference_values.{role}: {text}"
     yield from _refused_groups(document)

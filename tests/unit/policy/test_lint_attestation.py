@@ -223,3 +223,13 @@ def test_dns_names_from_claims_are_warned_of_in_guests(tmp_path: Path) -> None:
     given["dns_names"] = ["{namespace}.example.org"]
     _, text = lint(tmp_path, nodes=[GUESTS], workloads=[given])
     assert "the name that pods gives is filled from the API server's claims (namespace)" in text
+
+
+@pytest.mark.parametrize(("digits", "noticed"), [("00", True), ("01", False)])
+def test_the_zeros_of_an_example_are_noticed(tmp_path: Path, digits: str, *, noticed: bool) -> None:
+    values = {"authorities": {"measurements": [digits * 48]}}
+    guests = {**GUESTS, "measurements": ["ab" * 48, digits * 48]}
+    _, text = lint(tmp_path, nodes=[guests], reference_values=values)
+    assert ("nodes: guests names the zeros of an example" in text) is noticed
+    said = "warning: reference_values.authorities.measurements has the zeros of an example"
+    assert (said in text) is noticed
