@@ -157,6 +157,9 @@ class AttestedAuthority:
     async def roots(self) -> tuple[bytes, ...]:
         """Ask for the roots that the authority vouches for now, in DER, by a Hello alone.
 
+        If the Challenge names a later policy than ours, ask for that too: an agent that wants no
+        certificate, or none for long, would not learn of it.
+
         Raises:
             AuthorityUnavailableError: no replica could be reached, or none answered in time.
             AuthorityRefusedError: a replica refused.
@@ -221,6 +224,8 @@ class AttestedAuthority:
         try:
             async with deadline(limit, f"the authority at {session.address} gave no Challenge"):
                 await self._hello(session, for_news=True)
+            if self._policy.follows and session.trusted.statement.policy_epoch > self._policy.epoch:
+                await self._exchange(session, ())
         except BaseException:
             await self._drop()
             raise

@@ -15,6 +15,11 @@ class PolicyPeer(Protocol):
     """Gives the agent's policy in force, and takes a newer one that the authority hands over."""
 
     @property
+    def follows(self) -> bool:
+        """Say whether it takes policies at all."""
+        ...
+
+    @property
     def digest(self) -> bytes:
         """Return the SHA-256 of the newest policy that was in force (of nothing if none was)."""
         ...
@@ -45,6 +50,7 @@ class PolicyPeer(Protocol):
 class NoPolicy:
     """An agent without a signed policy."""
 
+    follows = False
     digest = NO_POLICY_DIGEST
     epoch = 0
     document = b""

@@ -153,19 +153,18 @@ class RegistrationAuthority:
         )
 
     def check_size(self, request: ca_pb2.CertificateRequest) -> None:
-        """Run check 1: a request has 1 to 1,000 items.
+        """Run check 1: a request has at most 1,000 items.
+
+        One without items asks only whether the agent's policy is ours.
 
         Raises:
             RefusedError: ``batch_too_large``: it has more.
-            RefusedError: ``request_malformed``: it has none.
         """
         if len(request.items) > MAX_ITEMS:
             raise RefusedError(
                 f"the request has {len(request.items)} items, and at most {MAX_ITEMS} are accepted",
                 reason="batch_too_large",
             )
-        if not request.items:
-            raise RefusedError("the request has no items", reason="request_malformed")
 
     def accept(self, request: ca_pb2.CertificateRequest, peer: AttestedPeer) -> Accepted:
         """Run checks 4 and 5 of a request whose nonce was redeemed: policy, then evidence.

@@ -54,7 +54,12 @@ class PolicyHolder:
         start: the configured trust domain, signers and lowest epoch.
         clock: time.
         watcher: is told of what happens.
+
+    Attributes:
+        follows: that it takes later policies.
     """
+
+    follows = True
 
     def __init__(
         self, start: PolicySuccession, *, clock: Clock, watcher: PolicyWatcher | None = None

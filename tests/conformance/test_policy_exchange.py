@@ -186,6 +186,27 @@ async def test_an_authority_that_was_restarted_with_an_old_policy_is_healed_by_a
         assert all(record.policy_epoch == 3 for record in at.world.journal)
 
 
+async def test_an_agent_that_wants_no_certificate_learns_a_later_policy() -> None:
+    """A node without pods, or one whose pods stay long: `sds admission` follows its policy."""
+    authority, agent = party(ONE), party(ONE)
+    async with mesh(authority) as at, at.agent(agent) as client:
+        await client.roots()
+        authority.take(TWO, origin="disk")
+        roots = await client.roots()
+        assert agent.epoch == 2
+        assert len(roots) == 1
+        reports = at.world.agent.reports
+        await client.roots()  # nothing is new: no evidence is made for it
+        assert at.world.agent.reports == reports
+    assert not any(record.reason == "issued" for record in at.world.journal)
+
+
+async def test_news_cost_an_agent_that_follows_no_policy_no_evidence() -> None:
+    async with mesh(party(TWO)) as at, at.agent(None) as client:
+        await client.roots()
+        assert at.world.agent.reports == 0
+
+
 class Stubborn(PolicyHolder):
     """An agent that will not take what the authority hands down."""
 
