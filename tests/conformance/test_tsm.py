@@ -146,7 +146,7 @@ async def test_a_kernel_without_a_driver_behind_it(mounted: Mounted, tmp_path: P
 async def test_a_machine_without_it(tmp_path: Path) -> None:
     with refused("evidence_unsupported"):
         await TsmAttester(SystemClock(), reports=tmp_path / "none").attest(DATA)
-    with refused("evidence_unsupported", match="has no .*, nor "):
+    with refused("evidence_unsupported", match=r"has no .*, nor "):
         guest_attester(SystemClock(), reports=tmp_path / "none", device=tmp_path / "none")
     # A directory without the kernel behind it.
     with pytest.raises(EvidenceError):
