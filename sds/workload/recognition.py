@@ -4,8 +4,9 @@ Owns :class:`Recogniser` (attestors, rules, wanted identities) and one :class:`R
 connection. Invariants: facts count only if the process that connected was seen alive after they
 were gathered; if a fact about a caller becomes unknown, the caller keeps what it had (an outage of
 the kubelet changes nobody), as far as the rules in force can give it; a new identity replaces an
-old one only when it can be served, and only by the rules that are in force then; a change that is
-announced during a look causes another look.
+old one only when it can be served, and only by the rules that are in force then; an old one that
+the rules do not give any more stays for :attr:`Timing.replace` at most; a change that is announced
+during a look causes another look.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Timing:
         retry_first: the first gap between two looks at a caller that no rule matched.
         retry_most: the longest such gap.
         recheck: the gap between two looks at a recognised caller if no change was announced.
-        replace: how long a new identity may take to get its certificate before we look again.
+        replace: how long a new identity may take to get its certificate before we look again, and
+            before a caller loses an old one that the rules do not give it any more.
         linger: how long an identity is kept after its last caller left (an Envoy that restarts).
     """
 
@@ -245,6 +247,8 @@ class Recognition:
         self._looked = asyncio.Event()
         self._gone: PeerGoneError | None = None
         self._told = Decision()
+        self._ungiven_since: float | None = None
+        """Since when it has an identity that the rules do not give it any more."""
         self._on_match: Callable[[], None] = lambda: None
 
     def when_matched(self, call: Callable[[], None]) -> None:
@@ -346,19 +350,40 @@ class Recognition:
         if self._entitlement is None:
             self._hold_only(identities)
             self._entitlement = Entitlement(caller)
+            self._ungiven_since = None
             self._matched.set()
             self._on_match()
             return True
         before, rules = self._entitlement.current.identities, self._recogniser.rules
         self._hold_only((*identities, *before))
         fresh = set(identities) - set(before)
+        began = self._note_ungiven(before, identities, now)
         if fresh and not await self._recogniser.until_ready(identities, since=since):
-            return False
+            late = asyncio.get_running_loop().time() - began >= self._recogniser.timing.replace
+            if not late:
+                return False
         if rules is not self._recogniser.rules:
             return False  # other rules came meanwhile, and may not give it these identities
         self._entitlement.replace(caller)
         self._hold_only(identities)
+        self._ungiven_since = None
         return True
+
+    def _note_ungiven(
+        self, before: Iterable[Identity], now_given: Iterable[Identity], now: float
+    ) -> float:
+        """Return since when the caller has a SPIFFE ID that the rules do not give it any more.
+
+        It is kept until what comes in its place can be served, and no longer than that may take:
+        the authority may never give the other certificate. Infinity if there is none.
+        """
+        given = {each.spiffe_id for each in now_given}
+        if all(each.spiffe_id in given for each in before):
+            self._ungiven_since = None
+            return float("inf")
+        if self._ungiven_since is None:
+            self._ungiven_since = now
+        return self._ungiven_since
 
     def _keep(self, facts: Facts, why: WorkloadError) -> None:
         """Keep the identities that the rules in force may give, while that cannot be decided."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -254,6 +255,63 @@ def test_a_right_that_ends_while_another_is_prepared_ends_at_once() -> None:
         await asyncio.sleep(recogniser.timing.replace / 10)
         ended.append(entitlement.ended)
         assert [one is None for one in ended] == [True, False]
+        following.cancel()
+        recogniser.close()
+
+    virtual_time.run(run())
+
+
+def test_a_right_that_ended_does_not_last_until_another_can_be_served() -> None:
+    """The authority may never give the other certificate, and something may change all the time."""
+
+    async def run() -> None:
+        attestor, keeper = Fixed(), Keeper()
+        recogniser = Recogniser(attestors=[attestor], rules=rules({"unix:uid": "7"}), keeper=keeper)
+        recognition = Recognition(recogniser, caller())
+        following = asyncio.create_task(recognition.follow())
+        entitlement = await recognition.entitlement()
+        keeper.ready.clear()
+        recogniser.replace_rules(rules({"unix:uid": "7", "spiffe_id": "spiffe://example.org/new"}))
+
+        def has() -> list[str]:
+            return [str(each.spiffe_id) for each in entitlement.current.identities]
+
+        async def busy(seconds: float) -> None:
+            for _ in range(int(seconds)):
+                recogniser.look_again()
+                await asyncio.sleep(1)
+
+        await busy(recogniser.timing.replace / 2)
+        assert has() == ["spiffe://example.org/r0"], "it has a moment to be replaced"
+        await busy(recogniser.timing.replace)
+        assert has() == ["spiffe://example.org/new"]
+        assert {str(each.spiffe_id) for each in keeper.kept} >= {"spiffe://example.org/new"}
+        following.cancel()
+        recogniser.close()
+
+    virtual_time.run(run())
+
+
+def test_other_names_of_the_same_identity_are_waited_for() -> None:
+    """The rules still give the caller its SPIFFE ID, so an authority that is away takes nothing."""
+
+    async def run() -> None:
+        attestor, keeper = Fixed(), Keeper()
+        recogniser = Recogniser(attestors=[attestor], rules=rules({"unix:uid": "7"}), keeper=keeper)
+        recognition = Recognition(recogniser, caller())
+        following = asyncio.create_task(recognition.follow())
+        entitlement = await recognition.entitlement()
+        before = entitlement.current.identities
+        keeper.ready.clear()
+        longer = dataclasses.replace(
+            recogniser.rules.defaults, lifetime=2 * recogniser.rules.defaults.lifetime
+        )
+        recogniser.replace_rules(Rules(rules=recogniser.rules.rules, defaults=longer))
+        await asyncio.sleep(5 * recogniser.timing.replace)
+        assert entitlement.current.identities == before
+        keeper.ready.set()
+        await asyncio.sleep(2 * recogniser.timing.replace)
+        assert entitlement.current.identities != before
         following.cancel()
         recogniser.close()
 
