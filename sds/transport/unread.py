@@ -37,6 +37,8 @@ NOTICED_BYTES: Final = 8 * 1024
 """Less than this is not counted, and is no reason to ask the kernel."""
 SEND_BYTES: Final = 1024
 """The most that one call of the kernel takes beside its content."""
+_STRANGERS_BYTES: Final = 4 * 1024
+"""What the kernel is asked to keep for a stranger; it takes twice as much (socket(7))."""
 _AT_ONCE: Final = 64
 _NUMBER: Final = bytes(4)
 
@@ -141,6 +143,21 @@ def counted(owner: Owner, count: int, now: float) -> Callable[[], None] | None:
         owner.disconnect(give_back)
 
     return give_back
+
+
+def keep_little(connected: socket.socket) -> Callable[[], None]:
+    """Let the kernel keep little unread output of a stranger's socket; return what ends that.
+
+    What a stranger leaves unread counts for nobody (:func:`counted`), so it must not be much.
+    """
+    usual = connected.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _STRANGERS_BYTES)
+
+    def keep_as_usual() -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, usual // 2)
+
+    return keep_as_usual
 
 
 def unread(descriptor: int) -> int:

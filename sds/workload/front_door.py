@@ -29,6 +29,7 @@ from sds.faults import guarded, report
 from sds.repeats import Repeats
 from sds.transport.accepting import accept_some, turn_away
 from sds.transport.turns import Turns
+from sds.transport.unread import keep_little
 from sds.trickle import Trickle
 from sds.workload.connection_rate import ConnectionRates
 from sds.workload.owner import owner_of, owner_of_pod
@@ -353,13 +354,16 @@ class FrontDoor:
         assert task is not None
         try:
             with self._while_alive(connection, task):
+                keep_as_usual = keep_little(accepted)
                 served = host.connection(
                     caller=connection.recognition,
                     owner=connection.owner,
                     on_close=lambda: self._ends.add(task.cancel),
                 )
                 try:
-                    connection.recognition.when_matched(lambda: self._matched(connection, served))
+                    connection.recognition.when_matched(
+                        lambda: self._matched(connection, served, keep_as_usual)
+                    )
                     await served.serve_on(accepted)
                     await connection.recognition.follow()
                 finally:
@@ -367,9 +371,12 @@ class FrontDoor:
         except Exception as error:  # noqa: BLE001  the boundary between one caller and the door
             report("connection", error, pid=connection.peer.pid, owner=connection.owner)
 
-    def _matched(self, connection: _Connection, served: Served) -> None:
+    def _matched(
+        self, connection: _Connection, served: Served, keep_as_usual: Callable[[], None]
+    ) -> None:
         """Give a caller that a rule matches its own budget, also for connecting."""
         served.recognise()
+        keep_as_usual()
         self._rates.recognise(connection.peer.uid)
 
     def _forget(self, connection: _Connection) -> None:
