@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.policy.authorization import authorization_of
 from sds.policy.authorized import Authorization
+from sds.serving.remembered import Remembered
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
     from sds.policy.holder import PolicyHolder
     from sds.policy.trust import AdmittedPolicy
 
-_MAX_REMEMBERED: Final = 10_000
+_MOST_BYTES: Final = 16 * 1024 * 1024
+"""The most bytes that are remembered: pods with identities of their own come and go."""
+_ENTRY_BYTES: Final = 512
+_PART_BYTES: Final = 16
+"""Bytes of memory of an answer or a rule, and of each pattern in a rule; the policy has those."""
 
 
 class PolicyAuthorizations:
-    """The requests that the policy in force allows, computed once for each identity and policy.
+    """The requests that the policy in force allows, remembered for those who asked last.
 
     Args:
         holder: has the policy. Call ``SecretService.refresh()`` after it reports a change.
@@ -31,7 +36,7 @@ class PolicyAuthorizations:
     def __init__(self, holder: PolicyHolder) -> None:
         self._holder = holder
         self._policy: AdmittedPolicy | None = None
-        self._known: dict[SpiffeId, Authorization] = {}
+        self._known: Remembered[Authorization] = Remembered(_MOST_BYTES)
 
     def authorization(self, identity: SpiffeId, *, now: datetime) -> Authorization:
         """Return which requests others may send to the identity now."""
@@ -43,9 +48,14 @@ class PolicyAuthorizations:
             self._known.clear()
         known = self._known.get(identity)
         if known is None:
-            if len(self._known) >= _MAX_REMEMBERED:
-                self._known.clear()
             # It came into force at its time, and stays so if the clock is set back after that.
             moment = max(now, policy.not_before)
-            known = self._known[identity] = authorization_of(policy, identity, now=moment)
+            known = authorization_of(policy, identity, now=moment)
+            self._known.put(identity, known, _size(known))
         return known
+
+
+def _size(allowed: Authorization) -> int:
+    """Return the bytes of memory that an answer takes beside the policy's own."""
+    rules = (*allowed.enforced, *(allowed.shadow or ()))
+    return _ENTRY_BYTES + sum(_ENTRY_BYTES + _PART_BYTES * len(rule.principals) for rule in rules)

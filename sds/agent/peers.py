@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from sds.identity import TrustDomain
 from sds.rules.pattern import format_spiffe_pattern, spiffe_regex
 from sds.serving.peers import PeerContext, SanMatcher
+from sds.serving.remembered import Remembered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,23 +23,25 @@ if TYPE_CHECKING:
     from sds.rules.glob import Glob
     from sds.workload.entitlement import Caller
 
-_MAX_REMEMBERED: Final = 10_000
-_LONGEST_REMEMBERED: Final = 256
-"""The longest target that is remembered, because clients make targets up."""
+_MOST_BYTES: Final = 16 * 1024 * 1024
+"""The most bytes of remembered contexts: pods with identities of their own come and go."""
+_ENTRY_BYTES: Final = 512
+_MATCHER_BYTES: Final = 128
+"""Bytes of memory of an entry and of a matcher beside their texts."""
 
 
 class PolicyPeers:
     """Implements :class:`sds.serving.peers.PeerPolicy` from a :class:`PolicyHolder`.
 
-    A context is computed once for each identity and target, and again when another policy is in
-    force.
+    A context is computed once for each identity and service, and again when another policy is in
+    force, or if those that were used since take all the memory that there is for them.
     """
 
     def __init__(self, holder: PolicyHolder) -> None:
         """Answer from ``holder``; after it reports a change, contexts must be refreshed."""
         self._holder = holder
         self._decisions: Decisions | None = None
-        self._known: dict[tuple[object, ...], PeerContext] = {}
+        self._known: Remembered[PeerContext] = Remembered(_MOST_BYTES)
 
     def inbound(self, caller: Caller) -> PeerContext | None:
         """Say who may connect to the caller, as its first identity."""
@@ -46,10 +49,11 @@ class PolicyPeers:
         decisions = self._in_force()
         if decisions is None:
             return nobody(own.trust_domain)
-        key = (own,)
-        if key not in self._known:
-            self._remember(key, context(decisions.inbound(own), own.trust_domain))
-        return self._known[key]
+        known = self._known.get((own,))
+        if known is None:
+            known = context(decisions.inbound(own), own.trust_domain)
+            self._remember((own,), known)
+        return known
 
     def outbound(self, caller: Caller, target: str) -> PeerContext | None:
         """Say who may answer when the caller, as its first identity, connects to ``target``."""
@@ -57,12 +61,12 @@ class PolicyPeers:
         decisions = self._in_force()
         if decisions is None:
             return nobody(own.trust_domain)
-        key = (own, target)
-        known = self._known.get(key)
+        if target not in decisions.services:  # clients make targets up, and such a one costs little
+            return context(decisions.outbound(own, target), own.trust_domain)
+        known = self._known.get((own, target))
         if known is None:
             known = context(decisions.outbound(own, target), own.trust_domain)
-            if len(target) <= _LONGEST_REMEMBERED:
-                self._remember(key, known)
+            self._remember((own, target), known)
         return known
 
     def _in_force(self) -> Decisions | None:
@@ -74,9 +78,8 @@ class PolicyPeers:
         return decisions
 
     def _remember(self, key: tuple[object, ...], value: PeerContext) -> None:
-        if len(self._known) >= _MAX_REMEMBERED:
-            self._known.clear()
-        self._known[key] = value
+        texts = sum(len(each.value) + _MATCHER_BYTES for each in value.matchers)
+        self._known.put(key, value, texts + _ENTRY_BYTES)
 
 
 def nobody(trust_domain: TrustDomain) -> PeerContext:

@@ -116,9 +116,16 @@ class Decisions:
                 return ()
         else:
             wanted = self._services.get(target, ())
-        allowed = self._allow.targets_of(spiffe_parts(own))
-        both = (pattern.intersection(permitted) for pattern in wanted for permitted in allowed)
-        return shortest(glob for glob in both if glob is not None)
+        source = spiffe_parts(own)
+        # Callers make targets up, and may reach very many: a name is looked up, not compared.
+        found = {
+            glob for glob in wanted if glob.is_literal and self._allow.allows(source, glob.parts)
+        }
+        if wild := [glob for glob in wanted if not glob.is_literal]:
+            allowed = self._allow.targets_of(source)
+            both = (pattern.intersection(permitted) for pattern in wild for permitted in allowed)
+            found |= {glob for glob in both if glob is not None}
+        return shortest(found)
 
     @property
     def services(self) -> Mapping[str, tuple[Glob, ...]]:

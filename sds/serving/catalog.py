@@ -25,8 +25,9 @@ as configured               generic secrets
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from sds.errors import ConfigurationError, IdentityError
 from sds.identity import Identity, SpiffeId
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from sds.secrets.store import ResourceKey, SecretStore, StoredBundle, TrustBundle, Version
     from sds.serving.peers import PeerContext, PeerPolicy, SanMatcher
     from sds.workload.entitlement import Caller
+
+    _Parts: TypeAlias = tuple[tuple[TrustDomain, Version], ...]
+    """The versions of the bundles in a context."""
 
 INBOUND: Final = "inbound"
 OUTBOUND: Final = "outbound:"
@@ -152,7 +156,7 @@ class Catalog:
         }
         self._svids: dict[Identity, dict[str, Resource]] = {}
         self._contexts: Remembered[Resource] = Remembered(_CONTEXT_BYTES)
-        self._stamps: Remembered[tuple[object, Version]] = Remembered(_STAMP_BYTES)
+        self._stamps: Remembered[tuple[bytes, Version]] = Remembered(_STAMP_BYTES)
 
     def forget_svid(self, identity: Identity) -> None:
         """Drop the bytes of the identity's SVID, which was replaced or withdrawn."""
@@ -340,7 +344,7 @@ class Catalog:
                     own
                 ].version  # it admits nobody, so it changes with the bundle alone
             else:
-                version = self._stamp(scope, (context.matchers, parts))
+                version = self._stamp(scope, parts, context.matchers)
             resource = self._keep(key, Resource(Receipt(name, version, parts), encoded))
         return resource
 
@@ -357,14 +361,19 @@ class Catalog:
         version, keys = current
         return Resource(Receipt(name, version), encode.session_ticket_keys(name, keys))
 
-    def _stamp(self, scope: tuple[object, ...], content: object) -> Version:
+    def _stamp(
+        self, scope: tuple[object, ...], parts: _Parts, matchers: Iterable[SanMatcher] = ()
+    ) -> Version:
         """Return the version of content made of several stored things: new content, new version."""
+        # A digest is remembered, because matchers may take far more memory than the name.
+        texts = [repr(parts), *(f"{one.kind} {len(one.value)} {one.value}" for one in matchers)]
+        digest = hashlib.sha256("\n".join(texts).encode()).digest()
         known = self._stamps.get(scope)
-        if known is not None and known[0] == content:
+        if known is not None and known[0] == digest:
             return known[1]
         version = self.store.draw_version()
         size = sum(len(part) for part in scope if isinstance(part, str)) + _STAMP_ENTRY_BYTES
-        self._stamps.put(scope, (content, version), size)
+        self._stamps.put(scope, (digest, version), size)
         return version
 
 
@@ -388,7 +397,7 @@ def _encoded(
 
 def _parts(
     bundles: Mapping[TrustDomain, StoredBundle],
-) -> tuple[tuple[TrustDomain, Version], ...]:
+) -> _Parts:
     return tuple(sorted((domain, stored.version) for domain, stored in bundles.items()))
 
 

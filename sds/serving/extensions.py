@@ -18,6 +18,7 @@ name                             filter
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
@@ -26,6 +27,7 @@ from sds.secrets.store import Version
 from sds.serving import rbac
 from sds.serving.encode import Resource
 from sds.serving.rbac import EXTENSION_TYPE
+from sds.serving.remembered import Remembered
 from sds.serving.subscription import Receipt
 
 if TYPE_CHECKING:
@@ -45,7 +47,14 @@ AUTHORIZATION_TCP: Final = "authorization-tcp"
 _TCP: Final = "-tcp"
 DEFAULT_TTL: Final = timedelta(hours=1)
 _SHORTEST_TTL: Final = timedelta(seconds=1)
-_MAX_STAMPS: Final = 10_000
+_STAMP_BYTES: Final = 4 * 1024 * 1024
+_FILTER_BYTES: Final = 16 * 1024 * 1024
+"""The most bytes of remembered versions and filters: pods with identities of their own come and
+go."""
+_ENTRY_BYTES: Final = 1024
+"""Bytes of memory of one entry beside its name, its identity and its filter."""
+_CONTENT: Final = 4
+"""How much memory the rules behind a filter take, with the filter itself, in its sizes."""
 
 
 class AuthorizationPolicy(Protocol):
@@ -87,7 +96,9 @@ class ExtensionCatalog:
         self._policy: AuthorizationPolicy = policy if policy is not None else _NoPolicy()
         self._clock = clock
         self._ttl = ttl
-        self._stamps: dict[tuple[str, SpiffeId], tuple[Authorization, Version, bytes]] = {}
+        self._stamps: Remembered[tuple[bytes, Version]] = Remembered(_STAMP_BYTES)
+        """The last version of each name and identity, and a digest of its content."""
+        self._filters: Remembered[tuple[Authorization, Version, bytes]] = Remembered(_FILTER_BYTES)
 
     @property
     def heartbeat_seconds(self) -> float:
@@ -153,17 +164,26 @@ class ExtensionCatalog:
         """Return version and bytes, new ones if what is allowed or the policy's epoch changed."""
         scope = (name, allowed.identity)
         content = dataclasses.replace(allowed, ends_at=None)
-        known = self._stamps.get(scope)
+        known = self._filters.get(scope)
         if known is not None and known[0] == content:
             return known[1:]
-        if len(self._stamps) >= _MAX_STAMPS:
-            del self._stamps[next(iter(self._stamps))]
         make = rbac.tcp_filter if tcp else rbac.http_filter
         encoded = make(name, allowed)
-        run, _, number = self._store.draw_version().rpartition("-")
-        version = Version(f"{run}-epoch{allowed.epoch}-{number}")
-        self._stamps[scope] = (content, version, encoded)
+        size = len(name) + len(str(allowed.identity)) + _ENTRY_BYTES
+        version = self._stamp(scope, encoded, allowed.epoch, size)
+        self._filters.put(scope, (content, version, encoded), _CONTENT * len(encoded) + size)
         return version, encoded
+
+    def _stamp(self, scope: tuple[str, SpiffeId], encoded: bytes, epoch: int, size: int) -> Version:
+        """Return the version of content that may have been dropped meanwhile and made again."""
+        digest = hashlib.sha256(b"%d " % epoch + encoded).digest()
+        known = self._stamps.get(scope)
+        if known is not None and known[0] == digest:
+            return known[1]
+        run, _, number = self._store.draw_version().rpartition("-")
+        version = Version(f"{run}-epoch{epoch}-{number}")
+        self._stamps.put(scope, (digest, version), size)
+        return version
 
 
 def widens_only(before: Authorizations, after: Authorizations) -> bool:
