@@ -131,7 +131,8 @@ async def running_agent(
     client = build.authority_client(
         config, clock=clock, instruments=instruments, policy=policy, verified_by=verification
     )
-    rotation = build.rotation(config, client=client, clock=clock, instruments=instruments)
+    granted = build.granted(config, policy)
+    rotation = build.rotation(config, granted, client=client, clock=clock, instruments=instruments)
     federation = build.federation(config, clock=clock, instruments=instruments)
     tickets = build.session_tickets(config, store, clock)
     generic = build.generic_secrets(config, store)
@@ -157,7 +158,9 @@ async def running_agent(
         for name, run in _secrets_without_authority(service, tickets, generic, clock):
             running.append(group.create_task(supervised(name, run, clock=clock)))
         api = WorkloadApi(store, entitlement_of, unsent=service.unsent)
-        sockets = await stack.enter_async_context(_workload_sockets(config, service, api, owners))
+        sockets = await stack.enter_async_context(
+            _workload_sockets(config, granted, service, api, owners)
+        )
         node = build.node_socket(
             config,
             service=service,
@@ -291,7 +294,11 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 @contextlib.asynccontextmanager
 async def _workload_sockets(
-    config: AgentConfig, service: SecretService, api: WorkloadApi, owners: Owners
+    config: AgentConfig,
+    granted: build.Granted,
+    service: SecretService,
+    api: WorkloadApi,
+    owners: Owners,
 ) -> AsyncIterator[tuple[WorkloadListening, ...]]:
     opened: list[WorkloadListening] = []
     sockets = config.sockets
@@ -299,7 +306,8 @@ async def _workload_sockets(
         make_directory(config.workloads_directory, sockets.directory_mode, group=sockets.group)
     try:
         for workload in config.sockets_of_their_own:
-            opened.append(await listen_for(workload, config, service, api, owners))
+            may = granted[workload.name]
+            opened.append(await listen_for(workload, config, service, api, owners, identities=may))
             # Opening never waits, and a thousand take 0.2 s: let the authority be asked meanwhile.
             await asyncio.sleep(0)
         yield tuple(opened)

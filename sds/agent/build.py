@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from datetime import timedelta
 from random import SystemRandom
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sds.agent.config import OwnAuthoritySection
 from sds.attestation.build import Verification, keyed, make_attester
@@ -33,7 +33,7 @@ from sds.workload.mapping import WorkloadRule
 from sds.workload.service_dns_names import wildcards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from sds.agent.config import AgentConfig
     from sds.agent.memory_fit import MemoryFit
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sds.authority.attested import AuthoritySettings
     from sds.authority.registry import AuthorityClient
     from sds.clock import Clock
+    from sds.identity import Identity
     from sds.operations.instruments import AgentInstruments
     from sds.secrets.store import SecretStore
     from sds.serving.workload_api import WorkloadApi
@@ -54,6 +55,9 @@ _RETRY_BEFORE: Final = 0.05
 _ANSWER_WITHIN: Final = 0.2
 """The part of the shortest lifetime that an answer may take."""
 _SLACK_SECONDS: Final = 1.0
+
+Granted: TypeAlias = "Mapping[str, tuple[Identity, ...]]"
+"""What each workload with a socket of its own may have, by its name."""
 
 
 def signed_policy(
@@ -155,8 +159,20 @@ def authority_settings(config: AgentConfig, section: OwnAuthoritySection) -> Aut
     return settings
 
 
+def granted(config: AgentConfig, policy: AgentPolicy | None) -> Granted:
+    """Return what each workload with a socket of its own may have now, by its name.
+
+    A policy decides that before the first socket opens: what it took away is never served.
+    """
+    return {
+        one.name: (one.identity(),) if policy is None else policy.identities(one)
+        for one in config.sockets_of_their_own
+    }
+
+
 def rotation(
     config: AgentConfig,
+    granted: Granted,
     *,
     client: AuthorityClient,
     clock: Clock,
@@ -171,8 +187,9 @@ def rotation(
         settings=rotation_settings(config),
         observer=instruments,
     )
-    for identity in config.identities():
-        made.ensure(identity)
+    for identities in granted.values():
+        for identity in identities:
+            made.ensure(identity)
     return made
 
 

@@ -4,7 +4,8 @@ Owns the agent's :class:`PolicyHolder` and everything that changes with it: rule
 socket, identities of workloads with a socket of their own, federation, session tickets and
 validation contexts. Invariants: if the policy has rules under ``workloads:``, they alone say who
 has which identity, and the configuration can only take identities away; without a policy in force,
-no new caller is recognised, and nobody is admitted in a handshake.
+no new caller is recognised, and nobody is admitted in a handshake; the end of a policy gives nobody
+what it took away; a part that cannot follow a change keeps no other part from it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sds.agent.authorizations import PolicyAuthorizations
 from sds.agent.peers import PolicyPeers
 from sds.agent.rules import DecidedRules
 from sds.errors import SdsError
+from sds.faults import report
 from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource
 from sds.pki import certificates_from_pem
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from sds.identity import Identity, TrustDomain
     from sds.policy.federated import FederatedDomain
     from sds.policy.settings import PolicySettings
+    from sds.policy.trust import Epoch
     from sds.policy.watcher import PolicyWatcher
     from sds.secrets.rotation import Rotation
     from sds.serving.service import SecretService
@@ -97,6 +100,8 @@ class AgentPolicy:
         self.peers = PolicyPeers(self.holder)
         self.authorizations = PolicyAuthorizations(self.holder)
         self._sources: dict[TrustDomain, BundleSource] = {}
+        self._denied: dict[str, Epoch] = {}
+        """The policy that was last said to give a socket nothing, by the workload's name."""
 
     def verifier(
         self, make: Callable[[ReferenceValues], Verifier], *, demanded: bool
@@ -132,17 +137,20 @@ class AgentPolicy:
     def identities(self, workload: WorkloadSection) -> tuple[Identity, ...]:
         """Return the identities of the processes that can open this workload's socket.
 
-        While no policy is in force, the configuration decides: the authority issues nothing then,
-        and certificates that were issued before expire by themselves.
+        After its end, the last policy still takes away: an authority that follows none would issue
+        what it took. Before any was in force, the configuration decides.
         """
         configured = workload.identity()
-        policy = self.holder.current
+        policy = self.holder.newest
         if policy is None or not policy.decisions.workload_rules:
             return (configured,)
         facts = Facts(selectors=frozenset({Selector("socket:name", workload.name)}))
         granted = policy.decisions.recognise(facts, defaults=self._config.rules.defaults)
         if configured.spiffe_id in {one.spiffe_id for one in granted.identities}:
             return (configured,)
+        if self._denied.get(workload.name) == policy.epoch:
+            return ()  # said already
+        self._denied[workload.name] = policy.epoch
         _LOGGER.error(
             "the policy of epoch %d does not give the socket %s the identity %s: nothing is served",
             policy.epoch.number,
@@ -173,10 +181,29 @@ class AgentPolicy:
         self._apply(followers)
 
     def _apply(self, followers: Followers) -> None:
-        self._apply_identities(followers)
-        followers.rotation.changed()  # what was refused before may be allowed now
+        failed: list[Exception] = []
+        for part in (
+            self._apply_identities,
+            self._apply_rules,
+            self._apply_federation,
+            # This replaces session ticket keys too, because no session may outlive its peer's
+            # right.
+            lambda _: followers.service.refresh(),
+        ):
+            try:
+                part(followers)
+            except Exception as error:  # noqa: BLE001  raised below, once every part was told
+                failed.append(error)
+        for other in failed[1:]:
+            report("policy listener", other)
+        if failed:
+            raise failed[0]
+
+    def _apply_rules(self, followers: Followers) -> None:
         if followers.node is not None:
             followers.node.replace_rules(self.rules())
+
+    def _apply_federation(self, followers: Followers) -> None:
         policy = self.holder.current
         if policy is not None:
             configured = self._config.federation.sources()
@@ -184,8 +211,6 @@ class AgentPolicy:
             signed = [one for one in policy.federation if one.trust_domain not in known]
             self._sources = self._usable(signed)
             followers.federation.replace([*configured, *self._sources.values()])
-        # This replaces session ticket keys too, because no session may outlive its peer's right.
-        followers.service.refresh()
 
     def _usable(self, signed: Sequence[FederatedDomain]) -> dict[TrustDomain, BundleSource]:
         """Return the sources of these domains; an unusable one leaves its domain as it was."""
@@ -218,6 +243,7 @@ class AgentPolicy:
             )
             for identity in set(before.identities) - set(identities):
                 followers.rotation.release(identity)
+        followers.rotation.changed()  # what was refused before may be allowed now
 
     async def run(self) -> None:
         """Follow files and time until cancelled."""

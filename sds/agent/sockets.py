@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sds.agent.config import AgentConfig
     from sds.agent.owners import Owners
     from sds.agent.sections import WorkloadSection
+    from sds.identity import Identity
     from sds.serving.health import SocketHealth
     from sds.serving.service import SecretService
     from sds.serving.workload_api import WorkloadApi
@@ -102,6 +103,8 @@ async def listen_for(
     service: SecretService,
     api: WorkloadApi,
     owners: Owners,
+    *,
+    identities: tuple[Identity, ...],
 ) -> WorkloadListening:
     """Open a workload's socket, in :attr:`AgentConfig.workloads_directory`, which exists.
 
@@ -111,6 +114,7 @@ async def listen_for(
         service: serves Envoys.
         api: serves other programs.
         owners: names the owners of connections, and has their budgets.
+        identities: what a process that opens it may have at first.
 
     Raises:
         SocketError: it cannot be opened.
@@ -126,7 +130,7 @@ async def listen_for(
         Caller(
             name=workload.name,
             selectors=frozenset({Selector("socket:name", workload.name)}),
-            identities=(workload.identity(),),
+            identities=identities,
         )
     )
 

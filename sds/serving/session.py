@@ -2,15 +2,19 @@
 
 Owns what the streams of one caller have in common. Invariants: the names that its streams watch
 stay within the budgets of the connections' owners; a change of policy reaches each of its
-connections in the right order (:mod:`sds.serving.order`); when the last stream ends, the session
-lets go of every secret that it looked up.
+connections in the right order (:mod:`sds.serving.order`); if a change cannot be taken in, the
+streams end, so that no client goes on with what was allowed before, and no other session waits for
+the change; when the last stream ends, the session lets go of every secret that it looked up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
+from sds.errors import SdsError
+from sds.faults import report
 from sds.identity import Identity
 from sds.serving.encode import SECRET_TYPE
 from sds.serving.extensions import widens_only
@@ -22,7 +26,6 @@ from sds.slim import SlimDict
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from sds.errors import SdsError
     from sds.secrets.store import ResourceKey, SecretStore
     from sds.serving.catalog import Catalog
     from sds.serving.conversation import Conversation
@@ -149,16 +152,22 @@ class CallerSession:
     def changed(self, keys: Collection[ResourceKey]) -> None:
         """Look up again what contains these changed stored things, and push what differs."""
         bundles = not all(isinstance(key, Identity) for key in keys)
-        self._watches[SECRET_TYPE].changed(keys, with_policy=bundles)
-        self._expect_look()
+        with self._whole():
+            self._watches[SECRET_TYPE].changed(keys, with_policy=bundles)
+            self._expect_look()
 
     def reloaded(self) -> None:
         """Note that ticket keys or generic secrets changed."""
-        self._watches[SECRET_TYPE].reloaded()
-        self._expect_look()
+        with self._whole():
+            self._watches[SECRET_TYPE].reloaded()
+            self._expect_look()
 
     def refresh(self) -> None:
         """Look up every name again, because policy or recognition changed."""
+        with self._whole():
+            self._refresh()
+
+    def _refresh(self) -> None:
         before = self._authorizations
         self._authorizations = self._extensions.authorizations(self.caller)
         widens = widens_only(before, self._authorizations)
@@ -167,6 +176,17 @@ class CallerSession:
         for watches in self._watches.values():
             watches.refresh()
         self._expect_look()
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Take in a change; if that fails, end the streams, which ask for everything again."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  the boundary between one session and the others
+            report("stream", error, **self.labels())
+            self.end(
+                SdsError("a change was not taken in; the server's log says why", reason="internal")
+            )
 
     def _expect_look(self) -> None:
         if self.has_stale:

@@ -12,7 +12,8 @@ import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from sds.faults import guarded
+from sds.errors import SdsError
+from sds.faults import guarded, report
 from sds.serving.names import name_cost
 from sds.serving.slices import SLICE
 from sds.serving.snapshot import Snapshot
@@ -88,7 +89,6 @@ class Watches:
         self._caller = caller
         # A fault with one name or conversation does not hold up any other.
         self._touch = guarded("listener", touch)
-        self._compare = guarded("listener", self._look_at)
         self._snapshots: dict[bool, Snapshot] = {}
         self._watched: SlimDict[str, _Watched] = SlimDict()
         self._by_policy: SlimDict[str, None] = SlimDict()
@@ -215,6 +215,20 @@ class Watches:
             else:
                 break
         return done
+
+    def _compare(self, name: str) -> None:
+        """Look a name up; if that fails, end the streams, which go on with nothing that was."""
+        try:
+            self._look_at(name)
+        except Exception as error:  # noqa: BLE001  the boundary between one name and the others
+            report("listener", error)
+            watched = self._watched.get(name)
+            for conversation in list(watched.conversations) if watched is not None else ():
+                conversation.stream.end(
+                    SdsError(
+                        "a name cannot be looked up; the server's log says why", reason="internal"
+                    )
+                )
 
     def _look_at(self, name: str) -> None:
         """See whether what a name stands for has changed: then its conversations are told."""

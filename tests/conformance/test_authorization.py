@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 from base64 import b64decode, b64encode
 from dataclasses import dataclass, replace
@@ -312,6 +313,36 @@ async def test_nothing_unchanged_is_sent_twice_and_each_epoch_is_a_version(tmp_p
         assert entry.xds_config.Unpack(shown)
         assert shown.typed_config.Unpack(config)
         assert set(config.rules.policies) == {"narrow"}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_change_that_cannot_be_taken_in_ends_the_streams_that_it_concerns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, at_once: bool
+) -> None:
+    """Before, they went on with what was allowed earlier, and heartbeats made that last."""
+    async with authorizing(tmp_path) as it:
+        it.policy.rules = {WEB.spiffe_id: (WIDE,)}
+        concerned, other = it.sotw(), Sotw(it.connection)
+        await concerned.ask("authorization", type_url=EXTENSION)
+        await concerned.next()
+        await other.get("default")
+        plain = it.policy.authorization
+        calls = itertools.count()
+
+        def broken(identity: SpiffeId, *, now: datetime) -> Authorization:
+            # At once: for the whole session; later: only as the name is looked up.
+            if at_once or next(calls) >= len((WEB, API)):
+                raise ZeroDivisionError("on purpose")
+            return plain(identity, now=now)
+
+        monkeypatch.setattr(it.policy, "authorization", broken)
+        it.at.service.refresh()
+        code, _ = await concerned.status()
+        assert code == grpc.StatusCode.UNAVAILABLE
+        if at_once:
+            assert (await other.status())[0] == grpc.StatusCode.UNAVAILABLE
+        else:
+            await other.silent()
 
 
 async def client_status(it: Authorizing) -> Any:

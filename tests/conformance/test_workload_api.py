@@ -292,7 +292,9 @@ async def test_a_workloads_own_socket_serves_it_until_the_agent_drains(
     with contextlib.closing(SecretService(store, clock=SystemClock())) as service:
         served = WorkloadApi(store, entitlement_of, unsent=service.unsent)
         owners = Owners(config.node, config.budgets)
-        opened = await listen_for(own, config, service, served, owners)
+        opened = await listen_for(
+            own, config, service, served, owners, identities=(own.identity(),)
+        )
         async with grpc.aio.insecure_channel(f"unix:{opened.path}") as channel:
             call: Any = channel.unary_stream(
                 "/SpiffeWorkloadAPI/FetchX509SVID",
