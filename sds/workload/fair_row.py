@@ -4,7 +4,7 @@ Each owner may be new (a user with subordinate IDs has 65,536 of them), so an or
 does not help against many that each bring much work. Owns :class:`FairRow`. Invariants: the piece
 that has waited longest and the smallest piece get turns alternately, so a small piece waits for
 little more than two others, and a large one does not wait forever; one piece has the turn at a
-time.
+time; the row takes memory for those that wait, and not for those that had their turn.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import contextlib
 import heapq
 import itertools
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+_FEW: Final = 16
 
 
 class FairRow:
@@ -71,4 +73,8 @@ class FairRow:
             return None
         chosen = next(iter(self._waiting)) if self._oldest_next else self._by_size[0][2]
         del self._waiting[chosen]
+        if len(self._by_size) > 2 * len(self._waiting) + _FEW:
+            # Large ones that had their turn as the oldest lie below small ones that always come.
+            self._by_size = [each for each in self._by_size if each[2] in self._waiting]
+            heapq.heapify(self._by_size)
         return chosen

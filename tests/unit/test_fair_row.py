@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import TYPE_CHECKING
 
 from sds.workload.fair_row import FairRow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 async def order(sizes: Sequence[int], *, cancelled: int | None = None) -> list[int]:
@@ -70,3 +71,21 @@ async def test_one_that_leaves_when_it_is_its_turn_passes_it_on() -> None:
     second.cancel()
     assert await third
     await first
+
+
+async def test_large_ones_that_had_their_turn_take_no_memory() -> None:
+    row, turns, most = FairRow(), 0, 0
+    sizes = itertools.count(1000)
+
+    async def owner(next_size: Callable[[], int]) -> None:
+        nonlocal turns, most
+        while turns < 2000:
+            async with row.turn(next_size()):
+                turns, most = turns + 1, max(most, len(row._by_size))
+                await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(3):
+            tasks.create_task(owner(lambda: next(sizes)))
+            tasks.create_task(owner(lambda: 1))
+    assert most < 40, "six owners never had more than five that wait"
