@@ -2,15 +2,18 @@
 
 Owns the file ``memory.json`` in a directory that only root can enter. Invariants: a sandbox counts
 only after it was written; a policy that cannot be written is in force, and an error is logged; a
-file that cannot be read ends the start, because forgetting would let an older policy in; the file
-contains nothing secret. If the directory is in memory, the file lasts until the guest ends; after
-that, the policy's ``not_after`` and ``min_epoch`` bound a rollback (docs/policy.md).
+file that cannot be read ends the start, because forgetting would let an older policy in, so none is
+written that is too long to be read; the file contains nothing secret. If the directory is in
+memory, the file lasts until the guest ends; after that, the policy's ``not_after`` and
+``min_epoch`` bound a rollback (docs/policy.md).
 """
 
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 _FORMAT: Final = 1
 _MAX_BYTES: Final = 64 << 20
 """The largest file: a signed policy in base64, and what is remembered of each sandbox."""
+MOST_BYTES_OF_A_SANDBOX: Final = 128 << 10
+"""The most of a sandbox that no rule bounds: so much of several hundred is still read again."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,7 +103,7 @@ class MemoryFile:
         """Replace the file by one with this content.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written, or would be too long to be read again.
         """
         seen = memory.seen
         document = {
@@ -107,7 +112,15 @@ class MemoryFile:
             "policy": base64.b64encode(memory.policy).decode(),
             "sandboxes": {key: _plain(value) for key, value in memory.sandboxes.items()},
         }
-        replace_file(self._path, json.dumps(document).encode(), mode=0o600)
+        content = json.dumps(document).encode()
+        if len(content) > _MAX_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        replace_file(self._path, content, mode=0o600)
+
+
+def is_bounded(sandbox: AdmittedSandbox) -> bool:
+    """Say whether a sandbox takes little of the file, although no rule bounds what is in it."""
+    return len(json.dumps(_plain(sandbox))) <= MOST_BYTES_OF_A_SANDBOX
 
 
 def _epoch(found: Any) -> Epoch | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sds import threads
 from sds.admission.judge import AdmittedSandbox, admit_container, admit_exec, admit_sandbox
+from sds.admission.memory import is_bounded
 from sds.admission.question import bad_form
 from sds.errors import PolicyError, WorkloadError
 from sds.files import read_file
@@ -176,11 +177,14 @@ class RuntimeAdmission:
         raise bad_form(f"the runtime does not list container {identifier[:12]}")
 
     def _admit(self, identifier: str, new: AdmittedSandbox, check: Callable[[], None]) -> None:
-        """Remember ``new`` if ``check`` admits it, or if refusals are not enforced."""
+        """Remember ``new`` if ``check`` admits it.
+
+        If refusals are not enforced, also if it is small: no rule bounds what its author puts in.
+        """
         try:
             check()
         except WorkloadError:
-            if not self._config.enforce:
+            if not self._config.enforce and is_bounded(new):
                 self._remember(identifier, new)
             raise
         self._remember(identifier, new)

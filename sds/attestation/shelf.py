@@ -47,6 +47,7 @@ _LOGGER = logging.getLogger(__name__)
 AGAIN_SECONDS: Final = 4
 """How many seconds a caller is told to wait while its VCEK is being fetched."""
 MAX_KEPT: Final = 20_000
+"""VCEKs, in memory and in the folder: there is one for each chip and each of its very many TCBs."""
 _MAX_DER: Final = 16 * 1024
 _VCEKS: Final = "/vcek/v1/"
 _ROOT_LIST: Final = "root.crl"
@@ -182,8 +183,8 @@ class CollateralShelf:
         except EvidenceError as error:
             _LOGGER.warning("an answer is not the VCEK of that chip: %s", error)
             return None
-        self._keep(target, body)
-        await threads.ENDORSEMENTS.run(self._store, target, body)
+        dropped = self._keep(target, body)
+        await threads.ENDORSEMENTS.run(self._store, target, body, dropped)
         return None
 
     def _verify(self, target: str, der: bytes) -> None:
@@ -197,17 +198,22 @@ class CollateralShelf:
                 reason="endorsement_chip_mismatch",
             )
 
-    def _keep(self, target: str, der: bytes) -> None:
+    def _keep(self, target: str, der: bytes) -> list[str]:
+        """Keep a certificate, and return those that are not kept any more."""
+        dropped = []
         while len(self._kept) >= MAX_KEPT:
-            del self._kept[next(iter(self._kept))]
+            dropped.append(next(iter(self._kept)))
+            del self._kept[dropped[-1]]
         self._kept[target] = der
+        return dropped
 
     def _load(self) -> None:
         try:
-            paths = listed(self._folder, "*.vcek")[:MAX_KEPT]
+            paths = listed(self._folder, "*.vcek")
         except OSError:
             return
-        for path in paths:
+        _remove(paths[MAX_KEPT:])
+        for path in paths[:MAX_KEPT]:
             try:
                 target, _, der = read_file(path, max_bytes=_MAX_DER).partition(b"\n")
                 self._verify(target.decode(), der)
@@ -216,13 +222,24 @@ class CollateralShelf:
             else:
                 self._keep(target.decode(), der)
 
-    def _store(self, target: str, der: bytes) -> None:
-        name = hashlib.sha256(target.encode()).hexdigest()
+    def _store(self, target: str, der: bytes, dropped: Iterable[str]) -> None:
+        _remove(map(self._path, dropped))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            replace_file(self._folder / f"{name}.vcek", target.encode() + b"\n" + der, mode=0o644)
+            replace_file(self._path(target), target.encode() + b"\n" + der, mode=0o644)
         except OSError as error:
             _LOGGER.warning("a VCEK cannot be stored on disk: %s", words_of(error))
+
+    def _path(self, target: str) -> Path:
+        return self._folder / f"{hashlib.sha256(target.encode()).hexdigest()}.vcek"
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _LOGGER.warning("a VCEK cannot be removed from disk: %s", words_of(error))
 
 
 def _first(asked: Mapping[str, Sequence[str]], name: str) -> str:

@@ -6,8 +6,9 @@ who a caller is, since every selector is looked at again when somebody connects;
 depends on a fact of the process itself (its user, its executable, its container) is not minted
 ahead; at most :attr:`AheadLimits.identities` wait for a caller, and each is released when its pod
 is gone, or :attr:`AheadLimits.patience` seconds after a process of the pod may run; rotation asks
-for them only while nobody waits; a pod about which nothing changed costs no decision, and a turn of
-the loop makes at most :data:`DECISIONS_A_TURN` of them.
+for them only while nobody waits; a pod about which nothing changed costs no decision; a turn of the
+loop makes at most :data:`DECISIONS_A_TURN` of them, and begins no further look after
+:data:`TURN_SECONDS`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 DECISIONS_A_TURN: Final = 16
 """Each takes about 0.1 ms."""
+TURN_SECONDS: Final = 0.002
+"""A look takes microseconds, or milliseconds where a namespace has thousands of Services."""
 _NOT_STARTED: Final = 10
 """So many times its patience is kept what is for a pod that does not start: a node that starts 250
 pods at once takes minutes, and an image that cannot be pulled takes forever."""
@@ -193,7 +196,8 @@ class MintingAhead:
         patience = self._limits.patience
         for who in coming - self._expected.keys():
             self._expected[who] = _Expected(until=now + _NOT_STARTED * patience)
-        decided = 0
+        loop = asyncio.get_running_loop()
+        decided, began = 0, loop.time()
         for who, one in list(self._expected.items()):
             if not one.started and self._foresees.started(who):
                 one.started, one.until = True, min(one.until, now + patience)
@@ -201,9 +205,9 @@ class MintingAhead:
                 self._keep(one, ())
             elif not one.came:
                 decided += await self._decide(who, one)
-                if decided >= DECISIONS_A_TURN:
-                    decided = 0
+                if decided >= DECISIONS_A_TURN or loop.time() - began > TURN_SECONDS:
                     await asyncio.sleep(0)
+                    decided, began = 0, loop.time()
 
     async def _decide(self, who: str, one: _Expected) -> bool:
         """Expect what the rules give them; whether that had to be decided."""

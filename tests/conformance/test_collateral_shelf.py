@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry
 
+from sds.attestation import shelf as shelf_module
 from sds.attestation.build import Verification
 from sds.attestation.fetching import Fetcher, Wanted
 from sds.attestation.section import FetchSection, VerificationSection
@@ -228,6 +229,40 @@ async def test_a_stranger_who_asks_for_many_keeps_nobody_waiting(tmp_path: Path)
     running.cancel()
     assert {one.rpartition("/")[2] for one in asked[:5]} >= {"ab" * 64, "cd" * 64}
     assert len(set(asked)) == len(asked), "each once, whoever asks"
+
+
+async def test_strangers_fill_a_bounded_part_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AMD has a certificate for each TCB of each chip, and anybody may ask for all of them."""
+    monkeypatch.setattr(shelf_module, "MAX_KEPT", 3)
+    monkeypatch.setattr(CollateralShelf, "_verify", lambda _self, _target, _der: None)
+
+    async def ask(path: str) -> tuple[int, bytes, float]:
+        return 200, path.encode(), 0.0
+
+    def stored() -> set[str]:
+        return {each.read_bytes().partition(b"\n")[2].decode() for each in tmp_path.glob("*.vcek")}
+
+    def made() -> CollateralShelf:
+        return CollateralShelf(lambda: None, ask, tmp_path, clock=PatientClock(NOW), spacing=10.0)  # type: ignore[arg-type, return-value]
+
+    async def serving_until(shelf: CollateralShelf, wanted: set[str]) -> None:
+        running = asyncio.create_task(shelf.run())
+        async with asyncio.timeout(10):
+            while stored() != wanted or set(shelf._kept) != wanted:
+                await asyncio.sleep(0.001)
+        running.cancel()
+
+    shelf = made()
+    chip = f"/vcek/v1/Genoa/{'ab' * 64}"
+    queries = [f"blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL={number}" for number in range(80, 88)]
+    for query in queries:
+        assert shelf.answer(chip, query, owner="").status == 503
+    await serving_until(shelf, {f"{chip}?{query}" for query in queries[-3:]})
+    monkeypatch.setattr(shelf_module, "MAX_KEPT", 2)
+    left = sorted(tmp_path.glob("*.vcek"))[:2]
+    await serving_until(made(), {each.read_bytes().partition(b"\n")[2].decode() for each in left})
 
 
 @pytest.mark.parametrize(

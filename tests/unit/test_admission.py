@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from sds.admission import memory
 from sds.admission.memory import Memory, MemoryFile
 from sds.admission.node_check import check_node, containerd_findings, kubelet_findings
 from sds.admission.question import MOST_DOCUMENT, Question, read_question
@@ -197,6 +198,34 @@ async def test_what_is_admitted_must_be_remembered(node: NodeInTest, tmp_path: P
     with refused("admission_form", match="cannot be remembered"):
         await node.create(SANDBOX, spec(SANDBOX))
     assert not node.memory.sandboxes
+
+
+async def test_a_trial_remembers_a_bounded_amount_of_each_pod(tmp_path: Path) -> None:
+    """Without enforcement, the pod's author decides how much differs from start to start."""
+    node = NodeInTest(tmp_path, enforce=False)
+    with refused("admission_not_listed"):
+        await node.create(SANDBOX, spec(SANDBOX))
+    for number in range(300):
+        identifier = f"{number:064x}"
+        node.images[identifier] = IMAGE
+        host = {"destination": "/x", "type": "bind", "source": f"/{number}" + "x" * 1000}
+        document = spec(identifier, name="main") | {"mounts": [host]}
+        with refused("admission_not_listed"):
+            await node.create(identifier, document)
+    assert 10 < len(node.memory.sandboxes[SANDBOX].containers) < 130
+    assert (tmp_path / "memory.json").stat().st_size < 140_000
+    assert MemoryFile(tmp_path).read() == node.memory
+
+
+async def test_no_memory_is_written_that_is_too_long_to_be_read(
+    node: NodeInTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await node.create(SANDBOX, spec(SANDBOX))
+    monkeypatch.setattr(memory, "_MAX_BYTES", (tmp_path / "memory.json").stat().st_size + 10)
+    with refused("admission_form", match="cannot be remembered: File too large"):
+        await node.create(CONTAINER, spec(CONTAINER, name="main"))
+    assert MemoryFile(tmp_path).read() == node.memory
+    assert not node.memory.sandboxes[SANDBOX].containers
 
 
 async def test_memory_is_what_was_written(node: NodeInTest, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -340,3 +341,28 @@ async def test_long_descriptions_are_not_read_on_the_event_loop(
     assert await seen.add_container(pod, listed, said) == form(SPEC).digest
     assert read_in
     assert threading.get_ident() not in read_in
+
+
+def test_what_is_nested_as_deeply_as_can_be_read_is_an_error_of_ours() -> None:
+    """The runtime's answer about one container must not end the looks at all others."""
+    spec = copy.deepcopy(SPEC)
+    found: list[BaseException | None] = []
+
+    def work() -> None:  # as the agent does it: in a thread, from few frames
+        for depth in range(1, 100_000):
+            try:
+                spec["process"]["rlimits"] = json.loads("[" * depth + "]" * depth)
+            except RecursionError:
+                return
+            if depth < sys.getrecursionlimit() - 50:
+                continue
+            try:
+                canonical("main", IMAGE, spec, AROUND, container_id=CONTAINER)
+            except BaseException as error:  # noqa: BLE001  seen in the other thread
+                found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found
+    assert all(isinstance(one, WorkloadError) for one in found), found

@@ -186,6 +186,26 @@ async def test_a_turn_of_the_loop_makes_few_decisions(monkeypatch: pytest.Monkey
         assert counter.most <= DECISIONS_A_TURN
 
 
+async def test_a_turn_of_the_loop_has_few_looks_that_take_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A namespace with thousands of Services, of which one changed: nothing is decided anew."""
+    async with world(rules(BY_NAME)) as now, turns() as counter:
+        now.pods.list(**{f"u{number}": f"p{number}" for number in range(60)})
+        await now.clock.settle()
+        expected = now.pods.expected
+
+        async def slow(who: str) -> Facts:
+            counter.work()
+            return await expected(who)
+
+        monkeypatch.setattr(now.pods, "expected", slow)
+        now.ahead.look_again()
+        await now.clock.settle()
+        assert counter.seen.total() == 60
+        assert counter.most <= 4
+
+
 async def test_a_pod_without_room_counts_once_and_gets_room_that_is_free() -> None:
     async with world(rules(BY_NAME), identities=1) as now:
         for _ in range(3):

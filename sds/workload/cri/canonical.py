@@ -353,7 +353,10 @@ def _texts(value: Any, what: str) -> Sequence[str]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    except RecursionError:  # it was read in fewer frames than it is written in
+        _unknown("something in it is nested too deeply")
 
 
 def _digest_of(value: Any) -> str:
