@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sds.workload.cri import pods as pods_module
@@ -43,7 +44,7 @@ def listed(sandbox: str, identifier: str, *, name: str = "main", attempt: int = 
 
 
 async def started(seen: SeenPods, sandbox: str) -> SeenPod:
-    return await seen.add_sandbox(sandbox, described(sandbox))
+    return await seen.add_sandbox(sandbox, described(sandbox), now_ns=1)
 
 
 def listing(pod: SeenPod) -> PodContents:
@@ -119,3 +120,15 @@ def test_an_attempt_that_was_never_seen_is_found_however_many_are_forgotten() ->
         pod.find_gaps()
         pod.forget_gone({f"c{attempt}"})
     assert pod.missed == "attempt 2 of main was never seen"
+
+
+async def test_a_pod_whose_age_nobody_knows_is_not_young(tmp_path: Path) -> None:
+    """It began while the clock was ahead, before this agent, and something in it may be over."""
+    seen = SeenPods(CriSettings(), tmp_path / "seen.json", started_ns=10)
+    said = {
+        "old": replace(described("old"), created_at=9),
+        "young": replace(described("young"), created_at=11),
+        "ahead": replace(described("ahead"), created_at=1_000),
+    }
+    found = {key: await seen.add_sandbox(key, one, now_ns=12) for key, one in said.items()}
+    assert {key for key, pod in found.items() if pod.missed} == {"old", "ahead"}

@@ -124,7 +124,7 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 async def node(tmp_path: Path) -> Node:
     """A node whose list has the pod's main container, and no other."""
     made = Node(tmp_path)
-    pod = await made.seen.add_sandbox(SANDBOX, described(SANDBOX, POD))
+    pod = await made.seen.add_sandbox(SANDBOX, described(SANDBOX, POD), now_ns=1)
     (listed,) = await made.runtime.containers()
     digest = await made.seen.add_container(pod, listed, described(MAIN))
     contents = PodContents(sandbox=pod.digest, containers=(digest,))
@@ -177,6 +177,25 @@ async def test_a_disk_that_is_full_is_said_and_stops_nobody(
         assert "No space" in str(vars(said)["why"])
 
 
+async def test_what_could_not_be_stored_is_not_taken_for_everything_by_the_next_agent(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the older file stayed, and a pod had its identity back without what it lacked."""
+    monkeypatch.setattr(storing_module, "_AGAIN_SECONDS", 0.05)
+    async with node.looking():
+        assert await node.digests()
+        assert node.on_disk() == {MAIN}
+        with monkeypatch.context() as broken:
+
+            def full(*_: Any, **__: Any) -> None:
+                raise OSError(28, "No space left on device")
+
+            broken.setattr(pods_module, "replace_file", full)
+            node.runtime.there[MORE] = "no list has it"
+            await until(lambda: not node.file.exists())
+        await until(lambda: node.on_disk() == {MAIN, MORE})
+
+
 async def test_who_is_served_in_the_middle_of_a_look_is_on_the_disk(node: Node) -> None:
     """Another container may be described for seconds before the look ends."""
     going = asyncio.Event()
@@ -200,7 +219,7 @@ async def test_who_is_served_in_the_middle_of_a_look_is_on_the_disk(node: Node) 
 
 async def test_what_was_seen_is_written_although_the_agent_stops(node: Node) -> None:
     """Otherwise the next agent would be younger than its memory of the pod, for good."""
-    pod = await node.seen.add_sandbox(SANDBOX, described(SANDBOX, POD))
+    pod = await node.seen.add_sandbox(SANDBOX, described(SANDBOX, POD), now_ns=1)
     (listed,) = await node.runtime.containers()
     await node.seen.add_container(pod, listed, described(MAIN))
     storing = Storing(node.seen, late=lambda: None)

@@ -83,6 +83,26 @@ async def test_what_is_too_long_to_be_described_costs_the_pod_its_identity_for_g
     assert not pod.holds(LISTED)
 
 
+async def test_a_look_that_fails_at_one_container_costs_its_pod_the_identity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before, the look ended there, and the pod kept its identity with what nobody had seen."""
+
+    async def broken(_: str) -> None:
+        raise RuntimeError("can't start new thread")
+
+    runtime = PlayedRuntime("cri_not_described")
+    monkeypatch.setattr(runtime, "container", broken)
+    runtime.pods |= {"another"}
+    looks, pod = attestor(runtime)
+    for _ in range(2):
+        await looks._look()
+        assert not pod.holds(LISTED)
+    runtime.there = []
+    await looks._look()
+    assert pod.holds(LISTED)
+
+
 async def test_an_outage_of_the_runtime_changes_nothing() -> None:
     looks, pod = attestor(PlayedRuntime("cri_unavailable"))
     await looks._look()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import CgroupError, PeerGoneError, WorkloadError, without_frames
+from sds.faults import report
 from sds.listeners import Listeners
 from sds.supervision import supervised
 from sds.workload.cri.explanations import Explanations
@@ -302,11 +303,12 @@ class CriAttestor:
         for sandbox in sandboxes - set(self._seen.pods) - set(self._refused):
             try:
                 said = await self._described(sandbox, self._runtime.sandbox)
-                await self._seen.add_sandbox(sandbox, said)
+                now_ns = int(self._clock.now().wall.timestamp() * 1e9)
+                await self._seen.add_sandbox(sandbox, said, now_ns=now_ns)
                 self._changed = True
                 self._storing.note()
-            except WorkloadError as error:
-                self._refuse(sandbox, error, sandbox=sandbox)
+            except Exception as error:  # noqa: BLE001  the boundary between one sandbox and others
+                self._refuse(sandbox, _refusal(sandbox, error), sandbox=sandbox)
         for each in listed:
             pod = self._seen.pods.get(each.sandbox_id)
             known = pod is not None and each.id in pod.containers
@@ -316,8 +318,8 @@ class CriAttestor:
                 continue
             try:
                 await self._see_container(pod, each)
-            except WorkloadError as error:
-                self._refuse(each.id, error, sandbox=each.sandbox_id)
+            except Exception as error:  # noqa: BLE001  the boundary between a container and others
+                self._refuse(each.id, _refusal(each.id, error), sandbox=each.sandbox_id)
         self._seen.keep_only(sandboxes)
         self._tell_unclear()
         self._lists.keep_only({pod.uid for pod in self._seen.pods.values()})
@@ -390,3 +392,17 @@ class CriAttestor:
             "a container was seen",
             extra={"pid": said.pid, "caller": each.name, "selectors": digest},
         )
+
+
+def _refusal(identifier: str, error: Exception) -> WorkloadError:
+    """Return why a container counts as not described; report what nobody expected.
+
+    Its pod has no identity until it is described, as with every container that nobody knows.
+    """
+    if isinstance(error, WorkloadError):
+        return error
+    report("recognition", error, caller=identifier)
+    return WorkloadError(
+        f"{identifier[:12]}: the look at it failed: {type(error).__name__}",
+        reason="cri_not_described",
+    )

@@ -4,7 +4,8 @@ Owns :class:`SeenPods`. Invariants: what was seen in a pod is never forgotten be
 gone, except that of equal attempts of a container one is enough; a pod in which something may have
 been missed is *incomplete*, and no rule matches it: its sandbox is older than our memory, or an
 attempt of one of its containers was never seen; the author of a pod decides neither how much is
-remembered nor whether other pods are: one of which more would have to be is incomplete too.
+remembered nor whether other pods are: one of which more would have to be is incomplete too; a file
+that lacks something that was seen is not left for the next agent, as far as it can be removed.
 """
 
 from __future__ import annotations
@@ -185,8 +186,15 @@ class SeenPods:
             runtime=self._settings.runtime_directories,
         )
 
-    async def add_sandbox(self, sandbox_id: str, said: DescribedContainer) -> SeenPod:
+    async def add_sandbox(
+        self, sandbox_id: str, said: DescribedContainer, *, now_ns: int
+    ) -> SeenPod:
         """Note a sandbox that is seen for the first time.
+
+        Args:
+            sandbox_id: the sandbox.
+            said: what the runtime says about it.
+            now_ns: the time in nanoseconds since 1970, by the clock by which it was created.
 
         Raises:
             WorkloadError: its description has an unknown form.
@@ -197,6 +205,9 @@ class SeenPods:
         pod.pid = said.pid
         if said.created_at < self._started_ns:
             pod.missed = "the pod is older than this agent's memory of it: start it again"
+        elif said.created_at > now_ns:
+            # Nobody knows how old it is, and whoever sets the clock could make an old one young.
+            pod.missed = "the clock was set back since the pod began: start it again"
         pod.bound()
         self.pods[sandbox_id] = pod
         return pod
@@ -243,15 +254,23 @@ class SeenPods:
         """Say whether there is a file."""
         return self._file is not None
 
-    async def write(self) -> None:
-        """Write what was seen for the next agent; if that fails, pods lose their identity then."""
+    async def write(self) -> bool:
+        """Write what was seen for the next agent, and say whether it has all of it.
+
+        If that fails, pods lose their identity then: what an earlier write left is removed, or the
+        next agent would take it for everything.
+        """
         file = self._file
         if file is None:
-            return
+            return True
         document = {"format": _FORMAT, "pods": {key: _plain(pod) for key, pod in self.pods.items()}}
 
         def write() -> None:
-            replace_file(file, json.dumps(document).encode(), mode=0o600)
+            try:
+                replace_file(file, json.dumps(document).encode(), mode=0o600)
+            except OSError:
+                file.unlink(missing_ok=True)
+                raise
 
         try:
             await threads.SEEN_PODS.run(write)
@@ -259,8 +278,9 @@ class SeenPods:
             why = words_of(error)
             if self._problems.is_news(why):
                 _LOG.warning("what was seen in pods cannot be stored", extra={"why": why})
-        else:
-            self._problems.over()
+            return False
+        self._problems.over()
+        return True
 
     def _read(self) -> None:
         if self._file is None:

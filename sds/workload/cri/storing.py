@@ -2,7 +2,8 @@
 
 Owns :class:`Storing`. Invariants: a container is stored only once the file has it, or could not be
 written (:class:`SeenPods` says so); the event loop waits for no disk; a disk that does not answer
-holds up callers from new containers, and nothing else: what takes an identity away counts at once.
+holds up callers from new containers, and nothing else: what takes an identity away counts at once;
+what could not be written is tried again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from sds.workload.cri.pods import SeenPods
 
 _MOMENT_SECONDS: Final = 1.0
+_AGAIN_SECONDS: Final = 10.0
+"""How long after a failure the file is written again, if nothing new comes."""
 
 
 class Storing:
@@ -39,6 +42,8 @@ class Storing:
         """How many news there were."""
         self._stored = 0
         """How many of them are stored."""
+        self._failed = False
+        """Whether the last write failed."""
         self._news = asyncio.Event()
         self._written = asyncio.Event()
 
@@ -79,7 +84,9 @@ class Storing:
             self._news.set()
         try:
             while True:
-                await self._news.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_AGAIN_SECONDS if self._failed else None):
+                        await self._news.wait()
                 self._news.clear()
                 await self._store()
         finally:
@@ -91,7 +98,7 @@ class Storing:
     async def _store(self) -> None:
         """Write everything that was noted so far."""
         noted, fresh = self._noted, frozenset(self._fresh)
-        await self._seen.write()
+        self._failed = not await self._seen.write()
         self._stored = noted
         self._fresh -= fresh
         written, self._written = self._written, asyncio.Event()
