@@ -1,9 +1,10 @@
 """Reads and writes SPIFFE bundle documents: JWK Sets (SPIFFE Trust Domain and Bundle, section 4).
 
-Owns these two pure functions. Invariants: only ``x509-svid`` entries with exactly one self-signed
-certificate authority become roots, each parsed as a whole; entries of other uses or key types are
-ignored, as the specification demands of consumers; any input raises only our own errors; the output
-lists the keys in one order, so that equal bundles are equal bytes.
+Owns these two pure functions. Invariants: the first certificate of an ``x509-svid`` entry becomes a
+root, must be a self-signed authority, and is parsed as a whole; entries without a certificate and
+those of other uses or key types are ignored, as the specifications demand of consumers (X.509-SVID,
+section 6.2); any input raises only our own errors; the output lists the keys in one order, so that
+equal bundles are equal bytes.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ def _from_json(content: bytes, where: str) -> BundleDocument:
         if isinstance(entry, dict)
         and entry.get("use") == _USE
         and entry.get("kty", _KEY_TYPES[0]) in _KEY_TYPES
+        and entry.get("x5c") not in (None, [])
     ]
     sequence = _whole(document, "spiffe_sequence", where)
     hint = _whole(document, "spiffe_refresh_hint", where)
@@ -183,9 +185,9 @@ def _entry(root: bytes) -> dict[str, Any]:
 
 def _root(entry: dict[str, Any], where: str) -> bytes:
     chain = entry.get("x5c")
-    if not isinstance(chain, list) or len(chain) != 1 or not isinstance(chain[0], str):
+    if not isinstance(chain, list) or not isinstance(chain[0], str):
         raise BundleError(
-            f"{where}: 'x5c' must contain exactly one certificate", reason="bundle_malformed"
+            f"{where}: 'x5c' is not a list of certificates", reason="bundle_malformed"
         )
     try:
         return usable_root(base64.b64decode(chain[0], validate=True), "certificate")

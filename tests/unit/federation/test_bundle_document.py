@@ -68,6 +68,19 @@ def test_entries_of_key_types_of_the_future_are_ignored() -> None:
     assert document.parse(bundle(future, entry(ROOTS[1])), where="here").roots == (ROOTS[1],)
 
 
+@pytest.mark.parametrize("nothing", [None, []])
+def test_an_entry_without_a_certificate_is_ignored(nothing: object) -> None:
+    content = bundle(entry(x5c=nothing), entry(ROOTS[1]))
+    assert document.parse(content, where="here").roots == (ROOTS[1],)
+
+
+def test_only_the_first_certificate_of_an_entry_counts() -> None:
+    chain = [base64.b64encode(root).decode() for root in (ROOTS[1], ROOTS[2])]
+    for more in (chain[1], "!", 7, None):
+        content = bundle(entry(x5c=[chain[0], more]))
+        assert document.parse(content, where="here").roots == (ROOTS[1],)
+
+
 @pytest.mark.parametrize(("seen", "sequence"), [(None, 1), (None, None), (5, 5), (5, 6), (5, None)])
 def test_a_sequence_that_does_not_go_back_is_taken(seen: int | None, sequence: int | None) -> None:
     found = document.parse(bundle(entry(), spiffe_sequence=sequence), where="here")
@@ -124,7 +137,8 @@ LEAF_DER = certificate_der(x509.load_pem_x509_certificate(LEAF.encode()))
         (b"[" * 100_000, "not JSON"),
         (b"[]", "no list 'keys'"),
         (b'{"keys": {}}', "no list 'keys'"),
-        (bundle(entry(x5c=None)), r"keys\[0\]: 'x5c' must contain exactly one"),
+        (bundle(entry(x5c={})), r"keys\[0\]: 'x5c' is not a list"),
+        (bundle(entry(x5c=[None])), r"keys\[0\]: 'x5c' is not a list"),
         (bundle(entry(), entry(x5c=["a", "b"])), r"keys\[1\]"),
         (bundle(entry(x5c=["!"])), "no usable certificate"),
         (bundle(entry(x5c=["AAAA"])), "no usable certificate"),
