@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sds.policy.holder import PolicyHolder
     from sds.policy.trust import AdmittedPolicy
 
-_MOST_BYTES: Final = 16 * 1024 * 1024
+_MOST_BYTES: Final = 4 * 1024 * 1024
 """The most bytes that are remembered: pods with identities of their own come and go."""
 _ENTRY_BYTES: Final = 512
 _PART_BYTES: Final = 16

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sds.rules.glob import Glob
     from sds.workload.entitlement import Caller
 
-_MOST_BYTES: Final = 16 * 1024 * 1024
+_MOST_BYTES: Final = 8 * 1024 * 1024
 """The most bytes of remembered contexts: pods with identities of their own come and go."""
 _ENTRY_BYTES: Final = 512
 _MATCHER_BYTES: Final = 128

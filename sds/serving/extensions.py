@@ -48,7 +48,7 @@ _TCP: Final = "-tcp"
 DEFAULT_TTL: Final = timedelta(hours=1)
 _SHORTEST_TTL: Final = timedelta(seconds=1)
 _STAMP_BYTES: Final = 4 * 1024 * 1024
-_FILTER_BYTES: Final = 16 * 1024 * 1024
+_FILTER_BYTES: Final = 8 * 1024 * 1024
 """The most bytes of remembered versions and filters: pods with identities of their own come and
 go."""
 _ENTRY_BYTES: Final = 1024

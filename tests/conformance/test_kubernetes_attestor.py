@@ -18,13 +18,12 @@ from sds.workload.kubernetes import api
 from sds.workload.kubernetes.api import ApiClient
 from sds.workload.kubernetes.attestor import (
     CONTAINER_TYPES,
-    MOST_SERVICES,
     KubernetesAttestor,
     Waiting,
 )
 from sds.workload.kubernetes.pod_list import PodList
 from sds.workload.kubernetes.pods import MOST_LABELS
-from sds.workload.kubernetes.services import ServiceWatch
+from sds.workload.kubernetes.services import MOST_SERVICES, ServiceWatch
 from sds.workload.peer import Peer
 from sds.workload.proc import pod_roots, read_cgroup
 from tests.support.certificates import ca_wish, self_signed
@@ -287,11 +286,11 @@ async def test_services_that_are_too_many_give_no_names(
     index = node.services._index
     await node.services._watch.synced.wait()
     for number in range(MOST_SERVICES + 1):
-        index.put(("shop", f"s{number}"), {"app": "web"})
+        index.apply("ADDED", service(f"s{number}", {"app": "web"}))
     facts = await attestor.attest(peer, frozenset())
     assert not facts.services
     assert any("Services select" in one for one in facts.hints)
-    index.remove(("shop", "s0"))
+    index.apply("DELETED", service("s0", {"app": "web"}))
     facts = await attestor.attest(peer, frozenset())
     assert len(facts.services) == MOST_SERVICES
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -8,7 +11,8 @@ import pytest
 from sds.workload.kubernetes import pod_list
 from sds.workload.kubernetes.pod_list import PodList
 from sds.workload.kubernetes.scheduled import ScheduledPods
-from sds.workload.kubernetes.services import MOST_OF_A_NAMESPACE, ServiceIndex
+from sds.workload.kubernetes.selectors import MOST, MOST_OF_A_NAMESPACE
+from sds.workload.kubernetes.services import MOST_SERVICES, ServiceIndex
 from sds.workload.kubernetes.watch import ListAgainError
 from tests.support.clock import FakeClock
 from tests.support.kubernetes import container_id, pod, service
@@ -142,11 +146,11 @@ def test_nodes_that_are_gone_are_forgotten() -> None:
 
 def test_services_select_by_all_labels_in_their_own_namespace() -> None:
     index = ServiceIndex()
-    assert index.put(("shop", "web"), {"app": "web"})
-    assert not index.put(("shop", "web"), {"app": "web"})
-    assert index.put(("shop", "canary"), {"app": "web", "track": "canary"})
-    assert index.put(("other", "web"), {"app": "web"})
-    assert not index.put(("shop", "everything"), {})
+    assert index.apply("ADDED", service("web", {"app": "web"}))
+    assert not index.apply("MODIFIED", service("web", {"app": "web"}))
+    assert index.apply("ADDED", service("canary", {"app": "web", "track": "canary"}))
+    assert index.apply("ADDED", service("web", {"app": "web"}, namespace="other"))
+    assert not index.apply("ADDED", service("everything", {}))
     labels = {"app": "web", "pod-template-hash": "x"}
     assert index.selecting("shop", labels) == {("shop", "web")}
     assert index.selecting("shop", {**labels, "track": "canary"}) == {
@@ -154,23 +158,36 @@ def test_services_select_by_all_labels_in_their_own_namespace() -> None:
         ("shop", "canary"),
     }
     assert index.selecting("shop", {}) == frozenset()
-    assert index.remove(("shop", "web"))
-    assert not index.remove(("shop", "web"))
+    assert index.apply("DELETED", service("web", {"app": "web"}))
+    assert not index.apply("DELETED", service("web", {"app": "web"}))
     assert index.selecting("shop", labels) == frozenset()
-    web, none = index.read(service("web", {"app": "web"})), index.read(service("none", {}))
-    assert index.replace([web, none])
-    assert not index.replace([web])
+    web, none = service("web", {"app": "web"}), service("none", {})
+    assert listed_again(index, web, none)
+    assert not listed_again(index, web)
     assert index.selecting("other", labels) == frozenset()
-    assert index.put(("shop", "web"), {})  # it lost its selector
+    assert index.apply("MODIFIED", service("web", {}))  # it lost its selector
+    assert not index._selectors._kept
+    assert not index._selectors._size
 
 
-def greedy(number: int) -> dict[str, Any]:
+def listed_again(index: ServiceIndex, *items: dict[str, Any]) -> bool:
+    index.begin()
+    for each in items:
+        index.read(each)
+    return index.replace([])
+
+
+LABELS = {f"{'l' * 300}{each}": "x" * 60 for each in range(256)}
+
+
+def greedy(number: int, namespace: str = "evil") -> dict[str, Any]:
     """A Service whose selector has as many labels as may be, and is expensive to compare."""
-    return service(f"greedy-{number}", {f"l{each}": "x" for each in range(256)}, namespace="evil")
+    return service(f"greedy-{number}", LABELS, namespace=namespace)
 
 
-MANY = MOST_OF_A_NAMESPACE // 256 + 1
-LABELS = {f"l{each}": "x" for each in range(256)}
+ONE = 256 * (300 + 3 + 60 + 120) + 400
+"""About the bytes of one."""
+MANY = MOST_OF_A_NAMESPACE // ONE + 2
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -179,25 +196,68 @@ def test_a_namespace_with_too_much_in_it_has_no_names_and_takes_no_memory(*, lis
     index = ServiceIndex()
     items = [service("web", {"app": "web"}), *map(greedy, range(MANY))]
     if listed:
-        index.begin()
-        assert index.replace([index.read(each) for each in items])
-        assert not index.replace([index.read(each) for each in items])
+        assert listed_again(index, *items)
+        assert not listed_again(index, *items)
     else:
-        assert all(index.apply("ADDED", each) for each in items)
+        assert index.apply("ADDED", items[0])
+        for each in items[1:]:
+            index.apply("ADDED", each)
     assert index.overfull == {"evil"}
     assert index.selecting("evil", LABELS) == frozenset()
     assert index.selecting("shop", {"app": "web"}) == {("shop", "web")}
-    assert not index._namespaces["evil"].selectors
+    assert not index._selectors._overfull["evil"].selectors
     assert not index.apply("ADDED", greedy(MANY))
 
 
-def test_what_is_read_of_a_list_is_bounded_while_it_comes() -> None:
+def test_namespaces_take_a_bounded_amount_of_memory_together() -> None:
+    """A tenant may have many: ten of them took 100 MB, more than an agent has to spare."""
     index = ServiceIndex()
-    index.begin()
-    read = [index.read(greedy(number)) for number in range(2 * MANY)]
-    assert sum(selector is not None for _, selector, _ in read) == MANY - 1
-    index.begin()
-    assert index.read(greedy(0))[1] is not None
+    index.apply("ADDED", service("web", {"app": "web"}))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for namespace in range(12):
+            for number in range(MANY - 3):
+                labels = {
+                    f"{namespace}.{number}.{key}": f"x{value}" for key, value in LABELS.items()
+                }
+                item = service(f"{number}", labels, namespace=f"evil-{namespace}")
+                index.apply("ADDED", item)
+        grew = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grew < MOST
+    assert len(index.overfull) > 8
+    assert index.selecting("shop", {"app": "web"}) == {("shop", "web")}, "a small one stays"
+
+
+def test_many_small_services_take_no_more_memory_than_is_counted() -> None:
+    index = ServiceIndex()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        number = 0
+        while not index.overfull:
+            number += 1
+            grew = tracemalloc.get_traced_memory()[0] - before
+            index.apply("ADDED", service(f"s{number}", {f"l{number}": f"v{number}"}))
+    finally:
+        tracemalloc.stop()
+    assert 0.5 * MOST_OF_A_NAMESPACE < grew < MOST_OF_A_NAMESPACE
+
+
+def test_very_many_services_of_one_pod_make_no_long_answer() -> None:
+    index = ServiceIndex()
+    for number in range(2 * MOST_SERVICES):
+        index.apply("ADDED", service(f"s{number}", {"app": "web"}))
+    assert len(index.selecting("shop", {"app": "web"})) == MOST_SERVICES + 1
+
+
+def delete_until_listed(index: ServiceIndex, items: list[dict[str, Any]]) -> None:
+    """Delete Services, the last first, until the index asks for a list; leave the others."""
+    with contextlib.suppress(ListAgainError):
+        while items:
+            index.apply("DELETED", items.pop())
 
 
 def test_a_namespace_that_shrinks_is_listed_again() -> None:
@@ -205,15 +265,30 @@ def test_a_namespace_that_shrinks_is_listed_again() -> None:
     items = [greedy(number) for number in range(MANY)]
     for each in items:
         index.apply("ADDED", each)
-    left = MOST_OF_A_NAMESPACE // 2 // 256
-    for each in items[left + 1 :]:
-        assert not index.apply("DELETED", each)
-    with pytest.raises(ListAgainError):
-        index.apply("DELETED", items[left])
-    index.begin()
-    assert index.replace([index.read(each) for each in items[:left]])
+    left = list(items)
+    delete_until_listed(index, left)
+    assert 0.3 * MANY < len(left) < 0.6 * MANY
+    assert listed_again(index, *left)
     assert not index.overfull
-    assert len(index.selecting("evil", LABELS)) == left
-    for each in items[:left]:
+    assert len(index.selecting("evil", LABELS)) == len(left)
+    for each in left:
         assert index.apply("DELETED", each)
-    assert not index._namespaces
+    assert not index._selectors._kept
+
+
+def test_a_namespace_that_gave_way_is_listed_again_when_others_shrink() -> None:
+    index = ServiceIndex()
+    items: list[dict[str, Any]] = []
+    for name in itertools.count():
+        if index.overfull:
+            break
+        for number in range(MANY * 4 // 10):
+            items.append(greedy(number, f"ns-{name}"))
+            index.apply("ADDED", items[-1])
+    (gave_way,) = index.overfull
+    left = [each for each in items if each["metadata"]["namespace"] != gave_way]
+    delete_until_listed(index, left)
+    assert 0.4 * len(items) < len(left) < 0.7 * len(items), "much smaller, so that it stays so"
+    left += [each for each in items if each["metadata"]["namespace"] == gave_way]
+    assert listed_again(index, *left)
+    assert not index.overfull

@@ -14,7 +14,8 @@ from sds.errors import CgroupError, KubernetesError, WorkloadError
 from sds.workload.entitlement import Selector
 from sds.workload.facts import LABEL_TYPE, Facts
 from sds.workload.kubernetes.pods import MOST_LABELS
-from sds.workload.kubernetes.services import MOST_OF_A_NAMESPACE
+from sds.workload.kubernetes.selectors import MOST, MOST_OF_A_NAMESPACE
+from sds.workload.kubernetes.services import MOST_SERVICES
 from sds.workload.proc import read_cgroup
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 _SHOWN: Final = 3
 CONTAINER_TYPES: Final = frozenset({"k8s:container-name", "k8s:image-digest"})
-MOST_SERVICES: Final = 128
-"""The most Services of one pod that count; each adds four names to match and to certify."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +116,7 @@ class KubernetesAttestor:
             why = f"more than {MOST_SERVICES} Services select the pod: none of their names counts"
             return dataclasses.replace(facts, hints=(*facts.hints, why))
         if pod.namespace in self._services.overfull:
-            why = (
-                f"the Services of namespace {pod.namespace} have too many labels in their selectors"
-            )
+            why = f"there is too much in the selectors of namespace {pod.namespace}'s Services"
             why += ": none of their names counts"
             return dataclasses.replace(facts, hints=(*facts.hints, why))
         return dataclasses.replace(facts, services=services)
@@ -161,8 +158,9 @@ class KubernetesAttestor:
         if self._services is not None and (overfull := sorted(self._services.overfull)):
             more = f" and {len(overfull) - _SHOWN} more" if len(overfull) > _SHOWN else ""
             found.append(
-                f"no name of a Service counts in {', '.join(overfull[:_SHOWN])}{more}: their "
-                f"selectors have more than {MOST_OF_A_NAMESPACE} labels in a namespace"
+                f"no name of a Service counts in {', '.join(overfull[:_SHOWN])}{more}: selectors "
+                f"may take {MOST_OF_A_NAMESPACE >> 20} MiB in a namespace and {MOST >> 20} in all, "
+                "and these have the most"
             )
         return tuple(found)
 

@@ -2,23 +2,22 @@
 
 Owns :class:`ServiceIndex` (pure) and :class:`ServiceWatch`. Whoever may edit one namespace makes as
 many Services there as they like, and changes them as often. Invariants: a Service without a
-selector, or one that stands for an outside name, selects no pod; the selectors of one namespace
-take a bounded amount of memory and of time for each look, and no Service of a namespace with more
-counts; changes are announced at most once in :data:`APART_SECONDS`, because each is a reason
-to look at every caller again.
+selector, or one that stands for an outside name, selects no pod; of an overfull namespace no
+Service counts (:mod:`sds.workload.kubernetes.selectors`); an answer is bounded; changes are
+announced at most once in :data:`APART_SECONDS`, because each is a reason to look at every caller
+again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from sds.faults import guarded
 from sds.listeners import Listeners
 from sds.workload.kubernetes.pods import MOST_LABELS
+from sds.workload.kubernetes.selectors import Selectors
 from sds.workload.kubernetes.watch import ListAgainError, ListWatch
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from sds.clock import Clock
     from sds.errors import KubernetesError
+    from sds.workload.kubernetes.selectors import ServiceName
     from sds.workload.kubernetes.watch import WatchedServer
 
 _LOG = logging.getLogger("sds.workload.kubernetes")
@@ -33,56 +33,9 @@ _PATH: Final = "/api/v1/services"
 _REMEMBERED: Final = 512
 """How many pods' Services are remembered; a node has a few hundred."""
 
-MOST_OF_A_NAMESPACE: Final = 20_000
-"""The most labels in the selectors of one namespace: 5,000 Services with 4 each. They take 5 MB,
-and to compare a pod with all of them 1 ms."""
+MOST_SERVICES: Final = 128
+"""The most Services of one pod that count; each adds four names to match and to certify."""
 APART_SECONDS: Final = 1.0
-
-ServiceName = tuple[str, str]
-"""Namespace and name of a Service."""
-NamedSelector: TypeAlias = "tuple[ServiceName, Mapping[str, str] | None, int]"
-"""A Service, its selector if that is kept, and how many labels it has."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Namespace:
-    """The Services of one namespace.
-
-    Attributes:
-        selectors: by name; none if there are too many labels in them.
-        sizes: how many labels each selector has.
-        total: how many they have together.
-        is_over: whether there were too many since the last list.
-    """
-
-    selectors: dict[str, dict[str, str]] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    total: int = 0
-    is_over: bool = False
-
-    def put(self, name: str, selector: Mapping[str, str] | None, size: int) -> bool:
-        """Add or change a Service, and say if anything changed that is kept."""
-        self.total += size - self.sizes.get(name, 0)
-        self.sizes[name] = size
-        if self.is_over:
-            return False
-        if selector is None or self.total > MOST_OF_A_NAMESPACE:
-            self.is_over = True
-            self.selectors.clear()
-            return True
-        changed = self.selectors.get(name) != selector
-        self.selectors[name] = dict(selector)
-        return changed
-
-    def remove(self, name: str) -> bool:
-        """Forget a Service, and say whether it was kept."""
-        self.total -= self.sizes.pop(name, 0)
-        return self.selectors.pop(name, None) is not None
-
-    @property
-    def fits_again(self) -> bool:
-        """Say whether a list is worth it: far below the bound, so that nobody causes many."""
-        return self.is_over and self.total <= MOST_OF_A_NAMESPACE // 2
 
 
 class ServiceIndex:
@@ -90,89 +43,63 @@ class ServiceIndex:
 
     def __init__(self) -> None:
         """Begin without Services."""
-        self._namespaces: dict[str, _Namespace] = {}
-        self._coming: Counter[str] = Counter()
-        """How many labels the selectors of each namespace have in the list that comes."""
+        self._selectors = Selectors()
+        self._coming = Selectors()
+        """Those of the list that comes."""
+        self._is_news = False
+        """Whether something changed that nobody was told of, because a list was asked for."""
         self._found: dict[tuple[str, frozenset[tuple[str, str]]], frozenset[ServiceName]] = {}
         """Answers since the last change, kept because each pod has many callers."""
 
     @property
     def overfull(self) -> frozenset[str]:
         """Return the namespaces of which no Service counts."""
-        return frozenset(name for name, each in self._namespaces.items() if each.is_over)
-
-    def put(self, name: ServiceName, selector: Mapping[str, str]) -> bool:
-        """Add or change a Service (an empty selector selects no pod); say if anything changed."""
-        if not selector:
-            return self.remove(name)
-        self._found.clear()
-        there = self._namespaces.setdefault(name[0], _Namespace())
-        return there.put(name[1], selector, len(selector))
-
-    def remove(self, name: ServiceName) -> bool:
-        """Forget a Service, and say whether it was known."""
-        self._found.clear()
-        there = self._namespaces.get(name[0])
-        if there is None:
-            return False
-        was_kept = there.remove(name[1])
-        if not there.sizes:
-            del self._namespaces[name[0]]
-        return was_kept
+        return self._selectors.overfull
 
     def begin(self) -> None:
         """Expect the objects of a new list."""
-        self._coming.clear()
+        self._coming = Selectors()
 
-    def read(self, item: dict[str, Any]) -> NamedSelector:
-        """Return what is kept of one object of a list."""
-        name, selector = _service(item)
-        self._coming[name[0]] += len(selector)
-        kept = None if self._coming[name[0]] > MOST_OF_A_NAMESPACE else selector
-        return name, kept, len(selector)
+    def read(self, item: dict[str, Any]) -> None:
+        """Take one object of a list."""
+        self._coming.put(*_service(item), is_new=True)
 
-    def replace(self, kept: Sequence[NamedSelector]) -> bool:
-        """Keep exactly these Services, and say whether anything changed."""
-        fresh: dict[str, _Namespace] = {}
-        for (namespace, name), selector, size in kept:
-            if size:
-                fresh.setdefault(namespace, _Namespace()).put(name, selector, size)
-        old, self._namespaces = self._namespaces, fresh
+    def replace(self, kept: Sequence[None]) -> bool:
+        """Keep exactly what was read since the list began, and say whether anything changed."""
+        del kept
+        old, self._selectors = self._selectors, self._coming
+        self._coming = Selectors()
         self._found.clear()
-        return fresh != old
+        is_news, self._is_news = self._is_news, False
+        return is_news or not old.same_as(self._selectors)
 
     def apply(self, kind: str, item: dict[str, Any]) -> bool:
         """Apply one event of a watch, and say whether anything changed.
 
         Raises:
-            ListAgainError: the selectors of a namespace have few enough labels again.
+            ListAgainError: there is room for an overfull namespace again.
         """
         name, selector = _service(item)
-        changed = self.remove(name) if kind == "DELETED" else self.put(name, selector)
-        there = self._namespaces.get(name[0])
-        if there is not None and there.fits_again:
+        self._found.clear()
+        if kind == "DELETED":
+            changed = self._selectors.remove(name, selector)
+        else:
+            changed = self._selectors.put(name, selector, is_new=kind == "ADDED")
+        if self._selectors.may_be_whole:
+            self._is_news |= changed
             raise ListAgainError
         return changed
 
     def selecting(self, namespace: str, labels: Mapping[str, str]) -> frozenset[ServiceName]:
-        """Return the Services whose selector these labels satisfy."""
+        """Return the Services whose selector these labels satisfy; of too many only some."""
         key = (namespace, frozenset(labels.items()))
         found = self._found.get(key)
         if found is None:
             if len(self._found) >= _REMEMBERED:
                 self._found.clear()
-            found = self._found[key] = self._selecting(namespace, labels)
+            found = self._selectors.selecting(namespace, labels, most=MOST_SERVICES + 1)
+            self._found[key] = found
         return found
-
-    def _selecting(self, namespace: str, labels: Mapping[str, str]) -> frozenset[ServiceName]:
-        there = self._namespaces.get(namespace)
-        if there is None:
-            return frozenset()
-        return frozenset(
-            (namespace, name)
-            for name, selector in there.selectors.items()
-            if selector.items() <= labels.items()
-        )
 
 
 class ServiceWatch:
