@@ -81,13 +81,15 @@ def deploy(tmp_path: Path) -> Path:
     return copied
 
 
-def with_component(deploy: Path, name: str) -> Path:
-    """A kustomization of the plain overlay and this component."""
+def with_component(deploy: Path, *names: str, overlay: str = "plain") -> Path:
+    """A kustomization of an overlay and these components, in this order."""
     folder = deploy / "with-component"
-    folder.mkdir()
-    (folder / "kustomization.yaml").write_text(
-        yaml.safe_dump({"resources": ["../overlays/plain"], "components": [f"../{name}"]})
-    )
+    folder.mkdir(exist_ok=True)
+    given = {
+        "resources": [f"../overlays/{overlay}"],
+        "components": [f"../{name}" for name in names],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(given))
     return folder
 
 
@@ -101,6 +103,30 @@ async def test_every_object_is_what_kubernetes_expects(deploy: Path, name: str) 
     assert objects
     problems = [problem for each in objects for problem in wrong(each)]
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.timeout(BUILD_SECONDS + 60)
+async def test_components_make_the_same_in_every_order(deploy: Path) -> None:
+    """`kustomize edit add component` appends: whoever adds one later has it last."""
+    names = sorted(f"components/{path.name}" for path in (deploy / "components").iterdir())
+    orders = [names, names[::-1]]
+    first, second = [await build(with_component(deploy, *order, overlay="snp")) for order in orders]
+    assert [comparable(each) for each in first] == [comparable(each) for each in second]
+    (agent,) = [each for each in first if each["kind"] == "DaemonSet"]
+    spec = agent["spec"]["template"]["spec"]
+    assert "env" not in spec["containers"][0], "the same on every node"
+    volumes = [each["name"] for each in spec["volumes"]]
+    assert {"runtime", "kubelet-pods", "config", "tsm"} <= set(volumes)
+    assert not any("configMap" in each for each in spec["volumes"])
+
+
+def comparable(value: Any) -> Any:
+    """The same for lists of the same things: their order means nothing where patches append."""
+    if isinstance(value, dict):
+        return {key: comparable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return sorted((comparable(each) for each in value), key=repr)
+    return value
 
 
 async def test_kustomize_changes_no_name_that_rules_hold(deploy: Path) -> None:

@@ -16,9 +16,14 @@ import yaml
 from sds.admission.node_check import check_node
 from sds.admission.settings import AdmissionConfig
 from sds.agent.config import AgentConfig
+from sds.agent.csi import csi_driver
+from sds.clock import SystemClock
 from sds.settings import yamlfile
 from tests.conformance.test_manifests import build, wrong
 from tests.support import need
+from tests.support.front_door import front_door, rules, unix
+from tests.support.node import short_folder
+from tests.support.process import output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +68,9 @@ def test_a_program_of_the_image_takes_nothing_from_outside_of_it(name: str) -> N
     (command,) = service["Service.ExecStart"]
     assert command.startswith("/opt/sds/bin/sds ")
     assert "--config /etc/attested-sds/" in command
-    assert not [key for key in service if key.startswith("Service.Exec") and "Pre" in key]
+    before = service.pop("Service.ExecStartPre", [])
+    assert all(each.startswith("/usr/bin/mkdir -p -m 0750 /var/lib/") for each in before)
+    assert not [key for key in service if key.startswith("Service.ExecStartP")]
     # The exchange key outlives the process and has no file.
     assert service["Service.FileDescriptorStoreMax"] == ["1"]
     assert service["Service.FileDescriptorStorePreserve"] == ["yes"]
@@ -327,6 +334,26 @@ def test_the_static_pod_needs_nothing_of_the_api_server() -> None:
     assert {each for each in writable if each.startswith(kubelet)} == {
         f"{kubelet}/{each}" for each in ("pods", f"plugins/{driver}", "plugins_registry")
     }
+
+
+async def test_the_agent_starts_before_the_kubelet_ever_ran(tmp_path: Path) -> None:
+    """The kubelet waits for the agent, and its directory is a new file system at every boot."""
+    config = yamlfile.load_file(GUEST / "mkosi.extra/etc/attested-sds/agent.yaml", AgentConfig)
+    assert config.node is not None
+    assert config.node.csi is not None
+    with short_folder() as kubelet:
+        for command in unit(SYSTEM / "attested-sds-agent.service").get("Service.ExecStartPre", []):
+            here = command.replace(config.node.csi.kubelet_dir, str(kubelet))
+            status, _, error = await output(here.split())
+            assert status == 0, error
+        settings = config.node.csi.model_copy(update={"kubelet_dir": str(kubelet)})
+        async with (
+            front_door(tmp_path, attestors=unix(), rules=rules({"unix:uid": "0"})) as door,
+            csi_driver(settings, door.door, clock=SystemClock()),
+        ):
+            made = {path.name: path.stat().st_mode & 0o777 for path in kubelet.iterdir()}
+        # As the kubelet makes them (0750), whatever the unit's UMask is.
+        assert made == dict.fromkeys(("pods", "plugins", "plugins_registry"), 0o750)
 
 
 async def test_etcd_gets_nothing_that_could_give_anybody_anything() -> None:
