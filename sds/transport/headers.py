@@ -4,8 +4,8 @@ Owns the rules of RFC 9113, section 8, and of "gRPC over HTTP2" about header fie
 no state: every field that is sent is a literal without indexing (RFC 7541, section 6.2.2), so the
 client's table settings do not matter.
 
-Invariant: a request that breaks a rule raises :class:`~sds.errors.Http2StreamError`, which ends its
-stream only.
+Invariants: a request that breaks a rule raises :class:`~sds.errors.Http2StreamError`, which ends
+its stream only; what is sent fits into one frame of every client.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import itertools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from sds.errors import Http2StreamError
 from sds.transport.frames import ErrorCode
@@ -29,6 +29,10 @@ MAX_HEADER_LIST: Final = 16 * 1024
 """The most bytes of one request's fields together, as RFC 9113, section 6.5.2, counts them."""
 MAX_HEADER_BLOCK: Final = 16 * 1024
 """The most bytes of encoded fields, which are never more than those of the fields above."""
+MAX_SAID: Final = 4 * 1024
+"""The most bytes of an encoded ``grpc-message``. Clients may limit trailers to 8 KiB ("gRPC over
+HTTP2"): gRPC's C core loses the status of much longer ones. A frame of more than 16 KiB ends the
+connection (RFC 9113, section 4.2), as gRPC-Go does."""
 _MOST_DIGITS: Final = 15
 """The most digits of a ``content-length``; a longer one cannot be meant."""
 _CACHED_FIELDS: Final = 16
@@ -173,20 +177,37 @@ def trailers(status: int, message: str, *, alone: bool) -> bytes:
 
     Args:
         status: the number of a ``grpc.StatusCode``.
-        message: for people; percent-encoded as "gRPC over HTTP2" says.
+        message: for people; percent-encoded as "gRPC over HTTP2" says, and cut if it is long.
         alone: whether no head was sent, so that this is a "Trailers-Only" response.
     """
     block = (_GRPC_HEAD if alone else b"") + _field(b"grpc-status", str(status).encode())
     if status == _UNIMPLEMENTED:  # perhaps because of the encoding ("gRPC Compression")
         block += _field(b"grpc-accept-encoding", b"identity")
     if message:
-        said = quote(message, safe=_UNQUOTED, errors="replace")  # it may have a lone surrogate
-        block += _field(b"grpc-message", said.encode())
+        block += _field(b"grpc-message", _said(message).encode())
     return block
 
 
 _UNQUOTED: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 """The octets that are not percent-encoded: 0x20 to 0x7E without ``%``."""
+
+
+def _said(message: str) -> str:
+    """Percent-encode a text for people; of a long one the beginning, in whole characters."""
+    said = _quoted(message[:MAX_SAID])
+    if len(said) <= MAX_SAID and len(message) <= MAX_SAID:
+        return said
+    begins = said[: MAX_SAID - len(_MORE)]
+    if "%" in begins[-2:]:
+        begins = begins[: begins.rindex("%")]
+    return _quoted(unquote_to_bytes(begins).decode(errors="ignore")) + _MORE
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe=_UNQUOTED, errors="replace")  # it may have a lone surrogate
+
+
+_MORE: Final = _quoted("…")
 
 
 def plain_response(status: int, more: Iterable[tuple[bytes, bytes]] = ()) -> bytes:

@@ -52,6 +52,9 @@ class Service:
     async def refuse(self, _request: bytes, context: Any) -> None:
         await context.abort(Code.NOT_FOUND, "not here: 100 % gone, ä")
 
+    async def explain(self, request: bytes, context: Any) -> None:
+        await context.abort(Code.PERMISSION_DENIED, request.decode() * 1500)
+
     async def wait(self, _request: bytes, _context: Any) -> bytes:
         self.running += 1
         try:
@@ -92,6 +95,7 @@ class Service:
                 "Count": grpc.unary_stream_rpc_method_handler(self.count),
                 "Fail": unary(self.fail),
                 "Refuse": unary(self.refuse),
+                "Explain": unary(self.explain),
                 "Wait": unary(self.wait),
                 "Flood": grpc.unary_stream_rpc_method_handler(self.flood),
                 "Late": unary(self.late),
@@ -182,6 +186,15 @@ async def test_each_error_has_its_status_and_ends_its_call_only(
         await echo.write(b"after")
         assert await echo.read() == b"after"
         echo.cancel()
+
+
+@pytest.mark.parametrize("letter", ["x", "字", "🔑"])
+async def test_a_long_text_keeps_its_status(tmp_path: Path, letter: str) -> None:
+    """A client drops an answer with a head that is too long."""
+    async with running(tmp_path) as at, at.channel() as channel:
+        code, text = await refused(channel, "Explain", letter.encode())
+        assert code is Code.PERMISSION_DENIED
+        assert text.startswith(letter * 100)
 
 
 async def test_a_call_ends_with_its_client(tmp_path: Path) -> None:
