@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.agent import admin, build
 from sds.agent.directory import claimed, make_directory
+from sds.agent.drain import DRAIN_SECONDS, DrainTime
 from sds.agent.health import HealthReporter
 from sds.agent.owners import Owners
 from sds.agent.snapshot import LivingParts, UnservedIdentities
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from sds.serving.tickets import SessionTickets
 
 _LOGGER = logging.getLogger(__name__)
-_DRAIN_SECONDS: Final = 5.0
 _OURS_ALONE: Final = 0o077
 
 
@@ -145,6 +145,7 @@ async def running_agent(
         policy=policy,
         memory=owners.memory,
     )
+    drain = DrainTime(DRAIN_SECONDS, clock=clock)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(claimed(config.run_dir))
         stack.push_async_callback(client.aclose)
@@ -159,7 +160,7 @@ async def running_agent(
             running.append(group.create_task(supervised(name, run, clock=clock)))
         api = WorkloadApi(store, entitlement_of, unsent=service.unsent)
         sockets = await stack.enter_async_context(
-            _workload_sockets(config, granted, service, api, owners)
+            _workload_sockets(config, granted, service, api, owners, drain=drain)
         )
         node = build.node_socket(
             config,
@@ -188,7 +189,7 @@ async def running_agent(
             )
         )
         if node is not None:
-            await stack.enter_async_context(node.open(grace_seconds=_DRAIN_SECONDS))
+            await stack.enter_async_context(node.open(grace_seconds=drain.left))
         guard = SocketGuard(clock=clock, keep=config.run_dir / "kept")
         stack.callback(guard.close)
         parts = LivingParts(
@@ -217,7 +218,7 @@ async def running_agent(
             errors=lambda: instruments.errors,
         )
         instruments.watch_agent(parts)
-        people = await stack.enter_async_context(_admin_socket(config, service, parts.state))
+        people = await stack.enter_async_context(_admin_socket(config, service, parts.state, drain))
         health = HealthReporter(
             store=store,
             people=people,
@@ -299,6 +300,8 @@ async def _workload_sockets(
     service: SecretService,
     api: WorkloadApi,
     owners: Owners,
+    *,
+    drain: DrainTime,
 ) -> AsyncIterator[tuple[WorkloadListening, ...]]:
     opened: list[WorkloadListening] = []
     sockets = config.sockets
@@ -312,25 +315,29 @@ async def _workload_sockets(
             await asyncio.sleep(0)
         yield tuple(opened)
     finally:
-        await _close(*(one.listening for one in opened))
+        await _close(drain, *(one.listening for one in opened))
 
 
 @contextlib.asynccontextmanager
 async def _admin_socket(
-    config: AgentConfig, service: SecretService, look: Callable[[], AgentState]
+    config: AgentConfig,
+    service: SecretService,
+    look: Callable[[], AgentState],
+    drain: DrainTime,
 ) -> AsyncIterator[Listening]:
     more = ((admin.SERVICE, admin.handler(look)),)
     listening = await listen_for_people(config.admin_socket, service, more)
     try:
         yield listening
     finally:
-        await _close(listening)
+        await _close(drain, listening)
 
 
-async def _close(*listening: Listening) -> None:
+async def _close(drain: DrainTime, *listening: Listening) -> None:
+    left = drain.left()
     async with asyncio.TaskGroup() as group:
         for one in listening:
-            group.create_task(close(one, grace_seconds=_DRAIN_SECONDS))
+            group.create_task(close(one, grace_seconds=left))
 
 
 def _address(config: AgentConfig, client: AuthorityClient) -> str:

@@ -166,8 +166,8 @@ class NodeSocket:
         return tuple(said for each in self._attestors for said in each.notices())
 
     @contextlib.asynccontextmanager
-    async def open(self, *, grace_seconds: float) -> AsyncIterator[None]:
-        """Serve while the block runs; then streams have ``grace_seconds`` to end.
+    async def open(self, *, grace_seconds: Callable[[], float]) -> AsyncIterator[None]:
+        """Serve while the block runs; then streams have ``grace_seconds``, asked then, to end.
 
         Raises:
             ConfigurationError: the settings do not fit this machine.
@@ -207,7 +207,7 @@ class NodeSocket:
                     yield
                 finally:
                     door.stop_accepting()
-                    await server.stop(grace_seconds)
+                    await server.stop(grace_seconds())
                     running.cancel()
 
     def _minting_ahead(self, recogniser: Recogniser) -> MintingAhead | None:

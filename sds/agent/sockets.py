@@ -186,5 +186,7 @@ async def listen_for_people(
 
 async def close(listening: Listening, *, grace_seconds: float) -> None:
     """Stop serving; open calls have this long to end."""
-    await listening.server.stop(grace_seconds)
-    remove_at_end(listening.path)
+    try:
+        await listening.server.stop(grace_seconds)
+    finally:  # a second signal ends the wait
+        remove_at_end(listening.path)

@@ -146,6 +146,7 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
     server.add_generic_rpc_handlers((handler(service, parts.answered),))
     health = AuthorityHealth(watchers=parts.limits.unproven)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    server.at_stop(health.end)
     listeners = await open_listeners(parts.listen)
     port = listeners[0].getsockname()[1]
     async with asyncio.TaskGroup() as tasks:

@@ -37,7 +37,7 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
         self._limit = watchers
         self._write_seconds = write_seconds
         self._watching = 0
-        self._serving = False
+        self._serving = self._ended = False
         self._changed = asyncio.Event()
 
     def tell(self, *, serving: bool) -> None:
@@ -46,6 +46,11 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
             self._serving = serving
             self._changed.set()
             self._changed = asyncio.Event()
+
+    def end(self) -> None:
+        """End every watch: the server stops."""
+        self._ended = True
+        self._changed.set()
 
     async def Check(  # noqa: N802  gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Any
@@ -73,17 +78,19 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
         """Send the state now and whenever it changes.
 
         Raises:
-            AbortedError: UNIMPLEMENTED: too many clients watch; or this one does not read.
+            AbortedError: UNIMPLEMENTED: too many clients watch; UNAVAILABLE: the server stops; or
+                this client does not read.
         """
         if self._watching >= self._limit:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "too many watch")
         self._watching += 1
         try:
-            while True:
+            while not self._ended:
                 changed = self._changed
                 async with asyncio.timeout(self._write_seconds):
                     await context.write(self._answer(request.service))
                 await changed.wait()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the authority is stopping")
         except TimeoutError:
             context.cut()  # as for exchanges, a status cannot be sent behind what nobody reads
         finally:

@@ -3,7 +3,7 @@
 Owns the state that one socket reports. Invariants: a watcher that does not read delays only itself
 (in grpcio-health-checking's own servicer it delays all watchers of a service and the code that sets
 its state, because they share a lock); nothing of a request is kept, so names that clients make up
-take no memory.
+take no memory; no watch outlasts the server's stop.
 
 Source: gRPC's "Health Checking Protocol".
 """
@@ -29,7 +29,7 @@ class SocketHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gen
 
     def __init__(self) -> None:
         """Begin with NOT_SERVING."""
-        self._serving = False
+        self._serving = self._ended = False
         self._changed = asyncio.Event()
 
     def tell(self, *, serving: bool) -> None:
@@ -38,6 +38,11 @@ class SocketHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gen
             self._serving = serving
             self._changed.set()
             self._changed = asyncio.Event()
+
+    def end(self) -> None:
+        """Say NOT_SERVING from now on, and end every watch: the server stops."""
+        self._ended = True
+        self._changed.set()
 
     async def Check(  # noqa: N802  gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Any
@@ -65,7 +70,7 @@ class SocketHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gen
         known = request.service in _NAMES
         del request
         said = None
-        while True:
+        while not self._ended:
             changed = self._changed
             now = self._status() if known else _Answer.SERVICE_UNKNOWN
             if now != said:
@@ -73,6 +78,8 @@ class SocketHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gen
                 await context.write(_Answer(status=now))
                 continue  # the state may have changed while the client did not read
             await changed.wait()
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "this agent is stopping: connect again")
 
     def _status(self) -> Any:
-        return _Answer.SERVING if self._serving else _Answer.NOT_SERVING
+        serving = self._serving and not self._ended
+        return _Answer.SERVING if serving else _Answer.NOT_SERVING

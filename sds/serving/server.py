@@ -62,6 +62,8 @@ def add_health(server: AnyServer) -> SocketHealth:
     """Add grpc.health.v1, which says NOT_SERVING until it is told otherwise."""
     servicer = SocketHealth()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    if isinstance(server, Server):  # grpc.aio cancels what its grace does not suffice for
+        server.at_stop(servicer.end)
     return servicer
 
 

@@ -91,6 +91,7 @@ class Server:
         self.gate: Admission | None = None
         """Is asked before every call, even one without a handler."""
         self._first_call: Callable[[Server], None] | None = None
+        self._at_stop: list[Callable[[], None]] = []
         self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._connections: dict[ServedConnection, None] = {}
         self._nobody: asyncio.Event | None = None
@@ -109,6 +110,10 @@ class Server:
     def before_first_call(self, prepare: Callable[[Server], None]) -> None:
         """Let ``prepare`` add handlers at the first call, because many sockets never get one."""
         self._first_call = prepare
+
+    def at_stop(self, end: Callable[[], None]) -> None:
+        """Call ``end`` when the server stops: it ends calls that would otherwise go on for ever."""
+        self._at_stop.append(end)
 
     def method(self, path: str) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Return the handler of a method, None if there is none."""
@@ -194,6 +199,8 @@ class Server:
         self.stopping = True
         for acceptor in self._acceptors:
             acceptor.close()
+        for end in self._at_stop:
+            end()
         for served in self._connections:
             served.go_away()
         if self.tasks and grace_seconds > 0:

@@ -23,7 +23,8 @@ from sds.serving.client_status import (
     MOST_REQUEST_BYTES,
     ClientStatus,
 )
-from sds.serving.server import make_server
+from sds.serving.limits import ServingLimits
+from sds.serving.server import add_health, make_server
 from sds.serving.slices import SLICE
 from sds.unix_sockets import listening
 from sds.workload.entitlement import Caller, Entitlement
@@ -177,6 +178,19 @@ async def test_health_tells_serving_and_not_serving(tmp_path: Path) -> None:
                 )
                 expected = "SERVING" if serving_now else "NOT_SERVING"
                 assert answer.status == health_pb2.HealthCheckResponse.ServingStatus.Value(expected)
+
+
+async def test_watches_of_health_do_not_outlast_the_servers_stop(tmp_path: Path) -> None:
+    server = make_server(ServingLimits(), ())
+    add_health(server).tell(serving=True)
+    await server.listen(listening(tmp_path / "sds.sock", 0o600))
+    async with channel(f"unix:{tmp_path / 'sds.sock'}") as connection:
+        watch = health_pb2_grpc.HealthStub(connection).Watch(health_pb2.HealthCheckRequest())
+        await watch.read()
+        stopping = asyncio.create_task(server.stop(10 * PATIENCE_SECONDS))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await watch.code() is grpc.StatusCode.UNAVAILABLE
+            await stopping
 
 
 WATCH = b"/grpc.health.v1.Health/Watch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ import grpc
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from sds.agent.drain import DRAIN_SECONDS
 from sds.commands.agent import agent
 from tests.support.node import Node, lasting_authority, short_folder
 from tests.support.process import PATIENCE_SECONDS, output, running, sds
@@ -320,6 +323,37 @@ async def test_a_second_signal_ends_at_once(node: Node) -> None:
         agent.signal(signal.SIGCONT)
         assert await agent.wait() in {0, 1}
         assert "second signal" in agent.text
+
+
+async def talked_to(path: Path, held: contextlib.AsyncExitStack) -> None:
+    """Begin a call on this socket that its client never ends."""
+    connection = await held.enter_async_context(channel(f"unix:{path}"))
+    call = reflection_pb2_grpc.ServerReflectionStub(connection).ServerReflectionInfo()
+    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    await call.read()
+
+
+async def test_a_second_signal_waits_for_nobody(node: Node) -> None:
+    """Neither on the socket that is being closed, nor on those that follow."""
+    async with node.agent() as agent, contextlib.AsyncExitStack() as held:
+        await talked_to(node.admin, held)
+        await talked_to(node.socket("web"), held)
+        agent.signal(signal.SIGTERM)
+        await agent.line("draining")
+        agent.signal(signal.SIGTERM)
+        await agent.line("second signal")
+        assert await agent.wait(seconds=DRAIN_SECONDS - 0.5) == 1
+        assert not node.admin.exists()
+        assert not node.socket("web").exists()
+
+
+async def test_clients_of_several_sockets_cannot_add_up_their_times(node: Node) -> None:
+    async with node.agent() as agent, contextlib.AsyncExitStack() as held:
+        await talked_to(node.admin, held)
+        await talked_to(node.socket("web"), held)
+        agent.signal(signal.SIGTERM)
+        await agent.line("draining")
+        assert await agent.wait(seconds=2 * DRAIN_SECONDS - 1) == 0
 
 
 # --- sds status ------------------------------------------------------------------------------

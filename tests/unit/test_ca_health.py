@@ -124,3 +124,15 @@ async def test_a_service_that_is_not_ours() -> None:
     await asyncio.sleep(0)
     assert caller.heard == [Status.SERVICE_UNKNOWN]
     task.cancel()
+
+
+async def test_watches_end_with_the_server() -> None:
+    health, caller, late = AuthorityHealth(watchers=9), Context(), Context()
+    async with watching(health, caller) as (watch,):
+        health.tell(serving=False)
+        health.end()
+        with pytest.raises(AbortedError):
+            await asyncio.wait_for(asyncio.shield(watch), 5)
+    assert caller.code is grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(AbortedError):
+        await health.Watch(ASKED, late)

@@ -61,7 +61,7 @@ async def test_a_toy_attestor_is_added_through_the_registry_alone(tmp_path: Path
         server=server,
         clock=SystemClock(),
     )
-    async with node.open(grace_seconds=0):
+    async with node.open(grace_seconds=lambda: 0.0):
         assert await ask(path) == "spiffe://example.org/r1"
         assert "the toy attestor is in use" in node.notices()
 
