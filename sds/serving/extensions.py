@@ -186,11 +186,31 @@ class ExtensionCatalog:
         return version
 
 
-def widens_only(before: Authorizations, after: Authorizations) -> bool:
-    """Say whether everything that was allowed for any identity still is, by equal rules."""
-    return before.keys() <= after.keys() and all(
-        _grants(one) <= _grants(after[identity]) for identity, one in before.items()
-    )
+class Widening:
+    """Compares what is allowed before and after one change of policy, for all its callers.
+
+    Many callers may have the same identities, so each answer is found once.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        """Begin with nothing compared."""
+        self._known: dict[tuple[int, int], tuple[Authorization, Authorization, bool]] = {}
+        """By the objects themselves, which are kept so that no others get their numbers."""
+
+    def only(self, before: Authorizations, after: Authorizations) -> bool:
+        """Say whether everything that was allowed for any identity still is, by equal rules."""
+        return before.keys() <= after.keys() and all(
+            self._only_of(one, after[identity]) for identity, one in before.items()
+        )
+
+    def _only_of(self, before: Authorization, after: Authorization) -> bool:
+        known = self._known.get((id(before), id(after)))
+        if known is None:
+            answer = before.enforced == after.enforced or _grants(before) <= _grants(after)
+            known = self._known[id(before), id(after)] = (before, after, answer)
+        return known[2]
 
 
 def _grants(allowed: Authorization) -> frozenset[object]:

@@ -22,7 +22,12 @@ from sds.identity import Identity
 from sds.repeats import Repeats
 from sds.serving.calls import METHODS, TYPES, Entitlements, SocketCalls, handlers
 from sds.serving.catalog import Aliases, Catalog, GenericSecrets, TicketKeys
-from sds.serving.extensions import DEFAULT_TTL, AuthorizationPolicy, ExtensionCatalog
+from sds.serving.extensions import (
+    DEFAULT_TTL,
+    AuthorizationPolicy,
+    ExtensionCatalog,
+    Widening,
+)
 from sds.serving.idle import CrowdTrimmer
 from sds.serving.limits import ServingLimits
 from sds.serving.looks import Looks
@@ -150,9 +155,10 @@ class SecretService:
         if trust_changed:
             self._catalog.forget_contexts()
         self.unsent.retired()  # ticket keys, or generic secrets
+        widening = Widening()
         for session in list(self._sessions.values()):
             if trust_changed:
-                session.refresh()
+                session.refresh(widening)
             else:
                 session.reloaded()
 

@@ -17,7 +17,7 @@ from sds.errors import SdsError
 from sds.faults import report
 from sds.identity import Identity
 from sds.serving.encode import SECRET_TYPE
-from sds.serving.extensions import widens_only
+from sds.serving.extensions import Widening
 from sds.serving.order import Order
 from sds.serving.rbac import EXTENSION_TYPE
 from sds.serving.watches import Watches
@@ -162,15 +162,15 @@ class CallerSession:
             self._watches[SECRET_TYPE].reloaded()
             self._expect_look()
 
-    def refresh(self) -> None:
-        """Look up every name again, because policy or recognition changed."""
+    def refresh(self, widening: Widening) -> None:
+        """Look up every name again, because policy changed; ``widening`` compares the two."""
         with self._whole():
-            self._refresh()
+            self._refresh(widening)
 
-    def _refresh(self) -> None:
+    def _refresh(self, widening: Widening) -> None:
         before = self._authorizations
         self._authorizations = self._extensions.authorizations(self.caller)
-        widens = widens_only(before, self._authorizations)
+        widens = widening.only(before, self._authorizations)
         self._first_type = SECRET_TYPE if widens else EXTENSION_TYPE
         self._order.begin(self._first_type)
         for watches in self._watches.values():
@@ -225,7 +225,7 @@ class CallerSession:
         if self.entitlement.ended is not None:
             self.end(self.entitlement.ended)
         else:
-            self.refresh()
+            self.refresh(Widening())
 
 
 def _deliver(conversation: Conversation, names: tuple[str, ...]) -> None:

@@ -77,6 +77,9 @@ class WorkloadApi:
         self._following: dict[asyncio.Event, Entitlement] = {}
         """Maps the event that wakes each stream to the entitlement of its caller."""
         self._wakes = Trickle("store listener", 1)
+        self._changed: set[ResourceKey] = set()
+        """What changed since the last round through the streams began."""
+        self._in_round = False
         self._draining: SdsError | None = None
         store.listen(self._on_change)
 
@@ -90,8 +93,21 @@ class WorkloadApi:
 
     def _on_change(self, change: Change) -> None:
         """Wake the streams of a change, a few in each turn: a client may have thousands."""
-        for some in sliced(tuple(self._following.items())):
-            self._wakes.add(functools.partial(_wake_some, some, change))
+        self._changed |= change.keys
+        if not self._in_round:
+            self._begin_round()
+
+    def _begin_round(self) -> None:
+        """Go through all streams once; what changes meanwhile waits for the next round.
+
+        So as many changes as come, when every identity is renewed, cost no more than one round.
+        """
+        keys, self._changed = frozenset(self._changed), set()
+        self._in_round = bool(keys and self._following)
+        if self._in_round:
+            for some in sliced(tuple(self._following.items())):
+                self._wakes.add(functools.partial(_wake_some, some, keys))
+            self._wakes.add(self._begin_round)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Make the handler for a ``grpc.aio`` server."""
@@ -234,11 +250,13 @@ class WorkloadApi:
                 yield trust_domain, stored.version
 
 
-def _wake_some(streams: Sequence[tuple[asyncio.Event, Entitlement]], change: Change) -> None:
+def _wake_some(
+    streams: Sequence[tuple[asyncio.Event, Entitlement]], keys: frozenset[ResourceKey]
+) -> None:
     """Wake streams for changed bundles, which concern everybody, and for their own SVIDs."""
     for changed, entitlement in streams:
         own = entitlement.current.identities
-        if any(not isinstance(key, Identity) or key in own for key in change.keys):
+        if any(not isinstance(key, Identity) or key in own for key in keys):
             changed.set()
 
 

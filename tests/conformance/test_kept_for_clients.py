@@ -6,15 +6,17 @@ import asyncio
 import itertools
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import grpc
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 
 from sds.agent import client_list
-from sds.identity import TrustDomain
-from sds.serving import catalog
+from sds.identity import Identity, SpiffeId, TrustDomain
+from sds.policy.authorized import Authorization, AuthorizationRule
+from sds.rules.glob import Glob
+from sds.serving import catalog, extensions
 from sds.serving.encode import SECRET_TYPE
 from sds.serving.peers import PeerContext
 from sds.serving.service import ServingOptions
@@ -37,12 +39,13 @@ from tests.support.raw_client import (
     connected,
     message,
 )
-from tests.support.serving import TD, root, serving, svid
+from tests.support.serving import TD, WEB, root, serving, svid
 from tests.support.turn_counter import turns
 from tests.support.xds_client import Delta, Sotw, channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
     from pathlib import Path
 
     from sds.serving.stream import Stream
@@ -338,6 +341,62 @@ async def test_a_change_wakes_streams_of_the_workload_api_in_slices(tmp_path: Pa
             seen.append(sum(one.is_set() for one in events))
         assert seen[0] == 0
         assert max(after - before for before, after in itertools.pairwise(seen)) <= SLICE
+
+
+async def test_many_changes_of_one_turn_take_no_memory_for_each_stream(tmp_path: Path) -> None:
+    """All identities are renewed together, and one client has thousands of streams."""
+    async with serving(tmp_path) as at:
+        api = WorkloadApi(at.store, entitlement_of, unsent=at.service.unsent)
+        events = [asyncio.Event() for _ in range(5 * SLICE)]
+        api._following |= dict.fromkeys(events, at.entitlement)
+        others = [Identity(spiffe_id=SpiffeId(TD, f"/other/{number}")) for number in range(100)]
+        for identity in others:
+            at.store.put_svid(svid(identity))
+        assert len(api._wakes._waiting) <= 6
+        at.store.put_svid(svid())  # the last change is the one that concerns the streams
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(one.wait() for one in events))
+        await until(lambda: not api._wakes._waiting)
+        assert not api._in_round
+        for one in events:
+            one.clear()
+        at.store.put_svid(svid(mark="again"))
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(one.wait() for one in events))
+
+
+async def test_a_change_of_policy_compares_what_callers_share_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod may have a hundred connections, each of them a caller of its own."""
+    compared = 0
+    grants = extensions._grants
+
+    def counted(allowed: Authorization) -> frozenset[object]:
+        nonlocal compared
+        compared += 1
+        return grants(allowed)
+
+    class Changing:
+        now: ClassVar[dict[SpiffeId, Authorization]] = {}
+
+        def authorization(self, identity: SpiffeId, *, now: datetime) -> Authorization:
+            del now
+            return self.now[identity]
+
+    def rules(name: str) -> dict[SpiffeId, Authorization]:
+        one = AuthorizationRule(name=name, trust_domain=TD, principals=(Glob((TD, name)),))
+        return {WEB.spiffe_id: Authorization(identity=WEB.spiffe_id, enforced=(one,))}
+
+    monkeypatch.setattr(extensions, "_grants", counted)
+    Changing.now = rules("before")
+    async with serving(tmp_path, options=ServingOptions(authorizations=Changing())) as at:
+        for number in range(50):
+            caller = Caller(name=f"{number}", selectors=frozenset(), identities=(WEB,))
+            at.service._enter(Entitlement(caller))
+        Changing.now = rules("after")
+        at.service.refresh()
+        assert 0 < compared <= 2
 
 
 async def test_heartbeats_go_out_in_slices(tmp_path: Path) -> None:
