@@ -74,10 +74,10 @@ class PolicyMemory:
         if not seen.number or (seen == self._memory.seen and not self._failed.is_set()):
             return
         self._memory.seen, self._memory.policy = seen, self._policy.document
+        self._failed.set()  # until it is written, whatever keeps it from being written
         try:
             self._file.write(self._memory)
         except OSError as error:
-            self._failed.set()
             if self._problems.is_news(error):
                 _LOG.error(
                     "the policy's epoch cannot be remembered, and is tried again: after a restart "

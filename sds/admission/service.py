@@ -120,6 +120,10 @@ class RuntimeAdmission:
             admitted_at=self._clock.now().wall.timestamp(),
         )
         await self._forget()
+        known = self._memory.sandboxes.get(identifier)
+        if known is not None and known.containers:
+            # The runtime will refuse it, and what is in the sandbox must not be forgotten for it.
+            raise bad_form(f"there is a sandbox {identifier[:12]} with containers already")
         pods, about = self._rules()
         self._admit(identifier, new, lambda: admit_sandbox(found, pods, about=about))
 
@@ -143,6 +147,9 @@ class RuntimeAdmission:
         found = canonical(name, image, question.document, around, container_id=identifier)
         # Another container of this sandbox may have been admitted while the runtime was asked.
         sandbox = self._memory.sandboxes.get(sandbox_id, sandbox)
+        known = sandbox.containers.get(identifier)
+        if known is not None and known.digest != found.digest:
+            raise bad_form(f"there is another container {identifier[:12]} already")
         new = sandbox.with_container(identifier, name, found)
         pods, about = self._rules()
         what = f"the container {name} {found.digest}"
@@ -194,11 +201,13 @@ class RuntimeAdmission:
         self._memory.sandboxes[identifier] = new
         try:
             self._file.write(self._memory)
-        except OSError as error:
+        except BaseException as error:
             if before is None:
                 del self._memory.sandboxes[identifier]
             else:
                 self._memory.sandboxes[identifier] = before
+            if not isinstance(error, OSError):
+                raise
             raise bad_form(f"what is admitted cannot be remembered: {error.strerror}") from error
 
     async def _forget(self) -> None:

@@ -2,7 +2,8 @@
 
 Owns when each bundle is fetched again and what an answer means. Decisions are pure functions; the
 task only calls them. Invariants: after a failed fetch the last good bundle stays, and the observer
-is told; an empty bundle, or a source that is no longer configured, withdraws the bundle.
+is told; an empty bundle, or a source that is no longer configured, withdraws the bundle; after a
+change of the roots that an operator or the policy gives, an endpoint is verified under them first.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ class BundleSource:
     file: Path | None = None
     roots: tuple[bytes, ...] = ()
     refresh: timedelta | None = None
+
+    @property
+    def given(self) -> tuple[Path | None, frozenset[bytes]]:
+        """Return where the roots come from that do not come from the endpoint."""
+        return self.file, frozenset(self.roots)
 
 
 class FederationObserver(Protocol):
@@ -150,6 +156,8 @@ class Federation:
         self._random = random
         self._sources = by_trust_domain(sources, own=own)
         self._tasks: dict[TrustDomain, asyncio.Task[None]] = {}
+        self._anew: set[TrustDomain] = set()
+        """Those whose given roots changed: the endpoint is verified under them once more."""
         self._problems = Problems()
         """Why a bundle cannot be refreshed, as it was logged last."""
         self._group: asyncio.TaskGroup | None = None
@@ -173,6 +181,12 @@ class Federation:
         """
         new = by_trust_domain(sources, own=self._own)
         old, self._sources = self._sources, new
+        self._anew |= {
+            trust_domain
+            for trust_domain, source in new.items()
+            if (before := old.get(trust_domain)) is not None and before.given != source.given
+        }
+        self._anew &= new.keys()
         for trust_domain, source in old.items():
             if new.get(trust_domain) != source:
                 self._problems.over(of=trust_domain)
@@ -205,6 +219,7 @@ class Federation:
                 if source.endpoint is not None:  # an operator who gives a file may take it back
                     document.require_no_older(bundle, seen=seen, where=source.endpoint.url)
                     seen = bundle.sequence if bundle.sequence is not None else seen
+                self._anew.discard(source.trust_domain)
                 self._apply(source.trust_domain, bundle)
             except SdsError as error:
                 failures += 1
@@ -251,8 +266,15 @@ class Federation:
         return await _alone(_fetch, source.endpoint, self._anchors(source, given))
 
     def _anchors(self, source: BundleSource, given: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        """Return the roots that verify an ``https_spiffe`` endpoint: the store's or ``given``."""
+        """Return the roots that verify an ``https_spiffe`` endpoint: the store's or ``given``.
+
+        Those of the store count once the endpoint was verified under the present ``given`` ones:
+        whoever replaces these may mean that an earlier root is no longer trustworthy.
+        """
         server = source.endpoint.spiffe_id if source.endpoint is not None else None
+        own = server is not None and server.trust_domain == source.trust_domain
+        if own and given and source.trust_domain in self._anew:
+            return given
         held = self._store.bundle(server.trust_domain) if server is not None else None
         return held.bundle.roots if held is not None else given
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import json
 import ssl
 import threading
@@ -200,6 +201,32 @@ async def test_a_bundle_arrives_changes_survives_an_outage_and_is_withdrawn(
             federation.replace([])
             assert roots(store) == ()
             assert observer.gone == [THEIRS]
+
+
+async def test_roots_that_are_given_anew_verify_the_endpoint_before_those_it_gave(
+    peer: Peer, tmp_path: Path
+) -> None:
+    """Before, whoever had an earlier root's key went on as the endpoint until a restart."""
+    async with peer.serving(SPIFFE) as url:
+        endpoint = BundleServer(url=url, spiffe_id=SERVER)
+        one, two = (
+            BundleSource(
+                trust_domain=THEIRS, endpoint=endpoint, roots=(certificate_der(each.certificate),)
+            )
+            for each in (peer.root, Issuer.make("after a theft"))
+        )
+        async with federating(one) as (store, observer, federation):
+            await observer.until(lambda: roots(store) == one.roots)
+            federation.replace([two])
+            await observer.until(lambda: bool(observer.failures))
+            assert "TLS cannot be verified" in str(observer.failures[0])
+            federation.replace([dataclasses.replace(two, refresh=timedelta(seconds=9))])
+            await observer.until(lambda: len(observer.failures) > 1)
+            # Roots under which it is verified end that: then the newest bundle counts again.
+            federation.replace([one])
+            count = observer.good
+            await observer.until(lambda: observer.good > count)
+            assert not federation._anew
 
 
 def test_our_document_is_made_once_for_each_bundle(tmp_path: Path) -> None:

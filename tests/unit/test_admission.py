@@ -155,6 +155,35 @@ async def test_a_container_that_crashes_again_and_again_is_remembered_once(
     await node.create(again[-1], spec(CONTAINER)["process"], command="exec")
 
 
+async def test_what_is_in_a_sandbox_is_not_forgotten_for_one_that_takes_its_id(
+    node: NodeInTest,
+) -> None:
+    """The runtime refuses the second one, and others could have joined what runs since."""
+    await node.create(SANDBOX, spec(SANDBOX))
+    await node.create(SANDBOX, spec(SANDBOX))  # nothing is in it yet
+    await node.create(CONTAINER, spec(CONTAINER, name="main"))
+    before = node.memory.sandboxes[SANDBOX]
+    with refused("admission_form", match="already"):
+        await node.create(SANDBOX, spec(SANDBOX))
+    other = spec(CONTAINER, name="main")
+    other["process"]["args"] = ["other"]
+    with refused("admission_form", match="already"):
+        await node.create(CONTAINER, other)
+    assert node.memory.sandboxes[SANDBOX] == before
+
+
+async def test_what_cannot_be_written_for_whatever_reason_is_not_admitted(
+    node: NodeInTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(MemoryFile, "write", broken)
+    with pytest.raises(MemoryError):
+        await node.create(SANDBOX, spec(SANDBOX))
+    assert not node.memory.sandboxes
+
+
 SHELL = {"env": ["A=1"], "cwd": "/", "user": {"uid": 0, "gid": 0}}
 
 

@@ -8,6 +8,8 @@ import errno
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import pytest
+
 from sds.admission.memory import Memory, MemoryFile
 from sds.admission.policy_memory import PolicyMemory
 from sds.policy.succession import PolicySuccession, offer
@@ -16,8 +18,6 @@ from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trust
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 @dataclasses.dataclass
@@ -30,15 +30,16 @@ class InForce:
 class FullDisk:
     """Refuses the first few writes."""
 
-    def __init__(self, file: MemoryFile, failures: int) -> None:
+    def __init__(self, file: MemoryFile, failures: int, error: Exception | None = None) -> None:
         self.file = file
         self.failures = failures
+        self.error = error or OSError(errno.ENOSPC, "No space left on device")
         self.written = asyncio.Event()
 
     def write(self, memory: Memory) -> None:
         if self.failures:
             self.failures -= 1
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise self.error
         self.file.write(memory)
         self.written.set()
 
@@ -67,6 +68,21 @@ async def test_a_policy_that_cannot_be_written_is_written_later(
     disk.written.clear()
     kept.keep()
     assert not disk.written.is_set()
+
+
+async def test_a_policy_at_which_writing_fails_unexpectedly_is_written_later(
+    tmp_path: Path,
+) -> None:
+    """Before, it counted as written, and the next start accepted an older policy."""
+    file, policy = MemoryFile(tmp_path), InForce(7, b"d" * 32, b"signed")
+    disk = FullDisk(file, 1, MemoryError())
+    kept = PolicyMemory(policy, Memory(), disk, clock=PauseCounter())
+    with pytest.raises(MemoryError):
+        kept.keep()
+    running = asyncio.create_task(kept.run())
+    await disk.written.wait()
+    running.cancel()
+    assert file.read().seen is not None
 
 
 def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
