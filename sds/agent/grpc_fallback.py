@@ -13,7 +13,7 @@ pending output within :data:`sds.serving.way.QUIET_SECONDS`.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.serving.limits import ServingLimits
+
+PING_SECONDS: Final = 0.1
+"""How often a client may ask whether we still answer; grpc ends a connection that asks more."""
 
 
 class CalledBy(grpc.GenericRpcHandler):
@@ -103,6 +106,10 @@ def make_grpc_server(limits: ServingLimits) -> grpc.aio.Server:
             ("grpc.max_concurrent_streams", limits.streams_per_connection),
             # One process owns a socket; if two shared it, each would see half of the clients.
             ("grpc.so_reuseport", 0),
+            # By default, grpc ends the connection of a client that asks more than once in five
+            # minutes whether we still answer. An Envoy of `sds bootstrap` asks every 30 s.
+            ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * PING_SECONDS)),
+            ("grpc.keepalive_permit_without_calls", 1),
         ]
     )
 
