@@ -5,7 +5,7 @@ removed, but never one on which a process listens, however busy that process is;
 at a path that ends with ``.sock`` is removed too (a container runtime makes one where the source of
 a pod's volume is missing); a socket has its mode and group before anybody can connect; nothing here
 changes the umask, which all threads share; a socket that cannot be removed at the end keeps nothing
-else from ending.
+else from ending; at the end only our own sockets are removed, wherever their paths lead by then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import logging
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sds.descriptors import refuse_passed
 from sds.errors import SocketError
@@ -31,6 +31,8 @@ OURS_ALONE: Final = 0o600
 """The mode of a socket for our own user."""
 EVERYBODY: Final = 0o666
 """The mode of a socket to which all may connect; who is served is decided by who connects."""
+SocketFile: TypeAlias = tuple[int, int]
+"""Device and inode of a socket."""
 _PROBE_SECONDS: Final = 1.0
 _BACKLOG: Final = 4096
 
@@ -130,13 +132,31 @@ def clear_directory(path: Path) -> bool:
     return True
 
 
-def remove_at_end(path: Path) -> None:
-    """Remove a socket of ours, which listens no longer; if that fails, the log says why.
+def file_at(path: Path) -> SocketFile | None:
+    """Return which file this path leads to now; None if there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def remove_at_end(path: Path, file: SocketFile | None) -> None:
+    """Remove a socket of ours; if that fails, the log says why.
 
     The next start removes what is left (:func:`clear_socket`).
+
+    Args:
+        path: where it was bound.
+        file: what :func:`file_at` said then. Another file there is another process's by now: its
+            socket, if somebody removed the directory with the lock in it.
     """
     try:
-        path.unlink(missing_ok=True)
+        found = path.lstat()
+        if (found.st_dev, found.st_ino) == file:
+            path.unlink()
+    except FileNotFoundError:
+        return
     except OSError as error:
         _LOGGER.warning(
             "the socket %s cannot be removed",

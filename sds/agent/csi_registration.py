@@ -26,7 +26,14 @@ from sds.errors import SdsError
 from sds.faults import report
 from sds.problems import Problems
 from sds.transport.server import Server
-from sds.unix_sockets import OURS_ALONE, clear_socket, listening, remove_at_end
+from sds.unix_sockets import (
+    OURS_ALONE,
+    SocketFile,
+    clear_socket,
+    file_at,
+    listening,
+    remove_at_end,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -93,10 +100,12 @@ class _Offer:
         self._registration = registration
         self._clock = clock
         self._path = path
+        self._file: SocketFile | None = None
         self._server = Server([registration.handler()])
 
     async def open(self) -> None:
         await self._server.listen(listening(self._path, OURS_ALONE))
+        self._file = file_at(self._path)
 
     async def move_unless_asked(self, fresh: Path, patience: float) -> None:
         """Wait ``patience`` seconds for the kubelet, and then offer the driver at ``fresh``."""
@@ -138,5 +147,5 @@ class _Offer:
                 return
 
     async def end(self) -> None:
-        remove_at_end(self._path)
+        remove_at_end(self._path, self._file)
         await self._server.stop(_STOP_SECONDS)

@@ -4,7 +4,8 @@ Owns what each socket's path led to when we bound it, and a second name for it i
 only we can enter: a hard link, from which the first name is made again. Invariants: a path that no
 longer leads to our socket is reported within :data:`PERIOD_SECONDS` and put back at once; it stays
 reported for :data:`REMEMBERED_SECONDS` after that, so that the agent is not ready and an alert
-fires even if the socket was gone only for a moment. Clients that connected meanwhile reached
+fires even if the socket was gone only for a moment; what has the second name counts only if it is
+our socket. Clients that connected meanwhile reached
 nothing, or another process.
 """
 
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from sds.agent.directory import make_directory
 from sds.errors import SocketError
 from sds.outside import words_of
-from sds.unix_sockets import clear_directory, remove_at_end
+from sds.unix_sockets import SocketFile, clear_directory, file_at, remove_at_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ class _Guarded:
         lost_at: when its path was last seen to lead elsewhere, in monotonic seconds.
     """
 
-    file: tuple[int, int] | None
+    file: SocketFile | None
     kept: Path | None
     lost_at: float | None = None
 
@@ -78,13 +79,13 @@ class SocketGuard:
     def add(self, *paths: Path) -> None:
         """Watch these paths, where our sockets are bound now."""
         for path in paths:
-            self._sockets[path] = _Guarded(file=_file(path), kept=self._second_name(path))
+            self._sockets[path] = _Guarded(file=file_at(path), kept=self._second_name(path))
 
     def close(self) -> None:
         """Forget everything; the sockets' own paths stay."""
         for guarded in self._sockets.values():
             if guarded.kept is not None:
-                remove_at_end(guarded.kept)
+                remove_at_end(guarded.kept, guarded.file)
         self._sockets.clear()
 
     @property
@@ -97,7 +98,7 @@ class SocketGuard:
         before = self.lost
         now = self._clock.now().monotonic
         for path, guarded in self._sockets.items():
-            if _file(path) != guarded.file:
+            if file_at(path) != guarded.file:
                 first = guarded.lost_at is None
                 guarded.lost_at = now
                 self._put_back(path, guarded, loud=first)
@@ -130,7 +131,9 @@ class SocketGuard:
 
     def _put_back(self, path: Path, guarded: _Guarded, *, loud: bool) -> None:
         why = "it has no second name"
-        if guarded.kept is not None:
+        if guarded.kept is not None and file_at(guarded.kept) != guarded.file:
+            why = "its second name is gone too"  # what has that name may be another agent's
+        elif guarded.kept is not None:
             fresh = guarded.kept.with_suffix(".new")
             try:
                 fresh.unlink(missing_ok=True)
@@ -151,12 +154,3 @@ class SocketGuard:
                 f"it cannot be put back ({why})" if why else "it is put back",
                 extra={"path": path, "why": why, "reason": "socket_lost"},
             )
-
-
-def _file(path: Path) -> tuple[int, int] | None:
-    """Return device and inode of the socket at this path; None if there is none."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

@@ -18,7 +18,7 @@ from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.health import HEALTH_SERVICE
 from sds.serving.server import AnyServer, add_health, add_reflection, make_server
 from sds.serving.workload_api import SERVICE as WORKLOAD_API_SERVICE
-from sds.unix_sockets import OURS_ALONE, listening, remove_at_end
+from sds.unix_sockets import OURS_ALONE, SocketFile, file_at, listening, remove_at_end
 from sds.workload import whoami
 from sds.workload.connected import OwnSocket, entitlement_of
 from sds.workload.entitlement import Caller, Entitlement, Selector
@@ -56,11 +56,13 @@ class Listening:
 
     Attributes:
         path: the socket's path.
+        file: what that path led to when it was bound.
         server: the server, started.
         health: its health.
     """
 
     path: Path
+    file: SocketFile | None
     server: AnyServer
     health: SocketHealth
 
@@ -157,7 +159,7 @@ async def listen_for(
     return WorkloadListening(
         workload=workload,
         entitlement=entitlement,
-        listening=Listening(path=path, server=server, health=health),
+        listening=Listening(path=path, file=file_at(path), server=server, health=health),
     )
 
 
@@ -181,7 +183,7 @@ async def listen_for_people(
     add_reflection(server, (*_ADMIN_SERVICES, *(name for name, _ in more)))
     health = add_health(server)
     await server.listen(listening(path, OURS_ALONE))
-    return Listening(path=path, server=server, health=health)
+    return Listening(path=path, file=file_at(path), server=server, health=health)
 
 
 async def close(listening: Listening, *, grace_seconds: float) -> None:
@@ -189,4 +191,4 @@ async def close(listening: Listening, *, grace_seconds: float) -> None:
     try:
         await listening.server.stop(grace_seconds)
     finally:  # a second signal ends the wait
-        remove_at_end(listening.path)
+        remove_at_end(listening.path, listening.file)

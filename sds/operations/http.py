@@ -101,12 +101,13 @@ async def listening(
     places = ConnectionPlaces(asyncio.get_running_loop(), patience)
     listener = _Listener(routes, clock if clock is not None else SystemClock(), places, share)
     server, bound = await _bind(listener, address, field)
+    file = None if bound.path is None else unix_sockets.file_at(bound.path)
     try:
         yield bound
     finally:
         server.close()
         if bound.path is not None:
-            unix_sockets.remove_at_end(bound.path)
+            unix_sockets.remove_at_end(bound.path, file)
         listener.close()
         await server.wait_closed()
 

@@ -18,6 +18,7 @@ from cryptography import x509
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from sds.agent.drain import DRAIN_SECONDS
+from sds.agent.socket_guard import PERIOD_SECONDS
 from sds.commands.agent import agent
 from tests.support.node import Node, lasting_authority, short_folder
 from tests.support.process import PATIENCE_SECONDS, output, running, sds
@@ -354,6 +355,35 @@ async def test_clients_of_several_sockets_cannot_add_up_their_times(node: Node) 
         agent.signal(signal.SIGTERM)
         await agent.line("draining")
         assert await agent.wait(seconds=2 * DRAIN_SECONDS - 1) == 0
+
+
+async def served_at(path: Path) -> str:
+    """The SPIFFE ID that a fresh client of this socket gets."""
+    async with channel(f"unix:{path}") as connection:
+        pem = secrets(await fetch(connection, "default"))["default"].tls_certificate
+    certificate = x509.load_pem_x509_certificate(pem.certificate_chain.inline_bytes)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    (uri,) = names.value.get_values_for_type(x509.UniformResourceIdentifier)
+    return uri
+
+
+async def test_an_agent_that_lost_its_directory_leaves_its_successors_sockets_alone(
+    node: Node,
+) -> None:
+    """Somebody removes the run directory, with the lock in it, and starts another agent."""
+    async with node.agent() as old:
+        shutil.rmtree(node.run_dir)
+        await old.line("removed or replaced the socket")
+        workloads = list(reversed(node.agent_settings()["workloads"]))
+        async with node.agent(workloads=workloads) as agent:
+            await asyncio.sleep(2 * PERIOD_SECONDS)  # the old one has looked
+            for name in node.workloads:
+                assert (await served_at(node.socket(name))).endswith(f"/{name}")
+            assert await old.terminate() == 0
+            for name in node.workloads:
+                assert (await served_at(node.socket(name))).endswith(f"/{name}")
+            assert (await status(node))["ready"]
+            assert "removed or replaced" not in agent.text
 
 
 # --- sds status ------------------------------------------------------------------------------

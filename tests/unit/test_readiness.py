@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +102,26 @@ async def test_a_socket_that_somebody_replaces_is_noticed_and_put_back(
         running.cancel()
         guard.close()
         assert not list((tmp_path / "keep").iterdir())
+        assert path.exists()
+
+
+async def test_what_another_agent_keeps_is_neither_put_back_nor_removed(tmp_path: Path) -> None:
+    """Somebody removed the run directory, and another agent has it now."""
+    path, keep = tmp_path / "s.sock", tmp_path / "keep"
+    guards = []
+    with contextlib.ExitStack() as owned:
+        for _ in range(2):
+            path.unlink(missing_ok=True)
+            shutil.rmtree(keep, ignore_errors=True)
+            owned.enter_context(socket.socket(socket.AF_UNIX)).bind(str(path))
+            guards.append(SocketGuard(clock=FakeClock(), keep=keep))
+            guards[-1].add(path)
+        before, after = guards
+        path.unlink()
+        before.look()
+        assert not path.exists()
+        before.close()
+        after.look()
         assert path.exists()
 
 
