@@ -73,7 +73,7 @@ class Conversation:
             DeltaSubscription() if stream.method in DELTA_METHODS else SotwSubscription()
         )
         self._parts = 0
-        """Bytes of the deliveries that were counted so far."""
+        """Bytes of the deliveries and of the client's words that were counted so far."""
         self._passing = 0
         """Bytes of names that are no longer asked for but still have to be looked at."""
         self._everything = False
@@ -173,12 +173,12 @@ class Conversation:
         return sotw_response(answer.resources, type_url=self.type_url, version=version, nonce=nonce)
 
     def _count_parts(self) -> None:
-        """Count the memory of deliveries as that of the names.
+        """Count the memory of deliveries, and of the client's words, as that of the names.
 
         Raises:
             LimitError: the names take too much memory.
         """
-        if difference := self._deliveries.held - self._parts:
+        if difference := self._deliveries.held + self.subscription.words - self._parts:
             self._parts += difference
             if difference > 0:
                 self.stream.session.take_names(self, difference)

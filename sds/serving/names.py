@@ -18,9 +18,24 @@ NAME_OVERHEAD: Final = 640
 """Bytes of memory that one watched name takes beside its characters; measured: 500."""
 
 
+_WIDE: Final = 8
+"""Bytes of a character of text that is not ASCII: one is enough for 4 bytes each, and such text is
+kept as UTF-8 too once it was sent."""
+_TEXT_OVERHEAD: Final = 64
+
+
+def _length(text: str) -> int:
+    return len(text) if text.isascii() else _WIDE * len(text)
+
+
+def text_cost(text: str) -> int:
+    """Return the bytes of memory that a client's text takes; nothing takes none."""
+    return _length(text) + _TEXT_OVERHEAD if text else 0
+
+
 def name_cost(name: str) -> int:
     """Return the bytes of memory that a watched name takes."""
-    return len(name) + NAME_OVERHEAD
+    return _length(name) + NAME_OVERHEAD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

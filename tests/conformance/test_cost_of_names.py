@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gc
 import os
+import sys
 import tracemalloc
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from envoy.service.secret.v3 import sds_pb2_grpc
 from sds.errors import LimitError
 from sds.secrets.store import Version
 from sds.serving.limits import ServingLimits
-from sds.serving.names import NAME_OVERHEAD, NameBudget, NameLimits, name_cost
+from sds.serving.names import NAME_OVERHEAD, NameBudget, NameLimits, name_cost, text_cost
 from sds.serving.service import ServingOptions
 from sds.serving.slices import SLICE
 from sds.serving.subscription.state import RESPONSE_BYTES
@@ -246,6 +247,47 @@ async def test_many_processes_of_one_owner_share_one_budget(tmp_path: Path) -> N
             await until_watched(at, 2)
             names = [*some(0), *some(1)]
             assert at.service._names.held(OURSELVES) == sum(map(name_cost, names))
+
+
+@pytest.mark.parametrize("last", ["x", "\u00fc", "\u8a9e", "\U0001f600"])
+def test_a_name_costs_what_its_characters_take(last: str) -> None:
+    """One wide character makes all others of a text as wide."""
+    name = "x" * 1999 + last
+    takes = sys.getsizeof(name) + (0 if name.isascii() else len(name.encode()))
+    assert name_cost(name) >= 500 + takes
+    assert text_cost(name) >= takes
+    assert text_cost("") == 0
+
+
+async def test_what_a_client_says_about_names_that_it_refuses_counts(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stream = Sotw(connection)
+        budget = at.service._names
+
+        async def until_held(count: int) -> None:
+            async with asyncio.timeout(10):
+                while budget.held(OURSELVES) != count:
+                    await asyncio.sleep(0.01)
+
+        for first in ("ack", "unsubscribe"):
+            await stream.ask("default")
+            response = await stream.next()
+            await stream.ack(response, "default")
+            before = name_cost("default")
+            await until_held(before)
+            at.store.put_svid(svid(mark=first))
+            await stream.nack(await stream.next(), "default", error="e" * 500)
+            await until_held(before + text_cost("e" * 500))
+            at.store.put_svid(svid(mark=f"{first} again"))
+            response = await stream.next()
+            await stream.nack(response, "default", error="\u00fc" * 500)
+            await until_held(before + text_cost("\u00fc" * 500))
+            if first == "ack":
+                at.store.put_svid(svid(mark="third"))
+                await stream.ack(await stream.next(), "default")
+                await stream.ask("default", "other")  # the next request counts it
+            await stream.ask("other")
+            await until_held(name_cost("other"))
 
 
 def test_an_owner_within_its_share_is_never_refused() -> None:

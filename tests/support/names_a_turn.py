@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sds.serving import wire
 from sds.serving.catalog import Catalog
-from sds.serving.subscription import delta, sotw
+from sds.serving.subscription import delta, state
 from sds.serving.subscription.state import Watch
 from sds.serving.watches import Watches
 
@@ -63,7 +63,7 @@ def names_a_turn(monkeypatch: pytest.MonkeyPatch) -> Iterator[NamesATurn]:
     counts = NamesATurn()
     with monkeypatch.context() as patch:
         patch.setattr(wire, "_text", counts.counted("decoded", wire._text))
-        for module in (sotw, delta):
+        for module in (state, delta):
             patch.setattr(module, "Watch", counts.counted("subscribed", Watch))
         patch.setattr(Catalog, "find", counts.counted("looked up", Catalog.find))
         unwatch = Watches.unwatch

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from sds.serving.names import name_cost
+from sds.serving.names import name_cost, text_cost
 from sds.serving.slices import sliced
 from sds.serving.subscription.messages import Outcome, R
 from sds.serving.subscription.state import WILDCARD, Subscription, Watch
@@ -79,8 +79,7 @@ class DeltaSubscription(Subscription[R]):
             added = dict.fromkeys(names)
             added.pop(WILDCARD, None)
             for name in added:
-                self._watches[name] = Watch(asked=True)
-                self._due[name] = None
+                self._ask(name)
             yield Outcome(added=tuple(added))
 
     def _disown(self, acked: tuple[Receipt, ...]) -> None:
@@ -121,7 +120,7 @@ class DeltaSubscription(Subscription[R]):
     def _claim(self, name: str, version: str) -> int:
         """Note a version that the client claims to have; return the bytes that this takes."""
         watch = self._watches.get(name)
-        cost = len(version)
+        cost = text_cost(version)
         if watch is None:
             if not self.wildcard:
                 return 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sds.serving.names import name_cost
 from sds.serving.slices import sliced
 from sds.serving.subscription.messages import Outcome, R
-from sds.serving.subscription.state import FEW, WILDCARD, Subscription, Watch
+from sds.serving.subscription.state import FEW, WILDCARD, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -107,8 +107,7 @@ class SotwSubscription(Subscription[R]):
         for some in sliced(added):
             outcome.added = tuple(some)
             for name in some:
-                self._watches[name] = Watch(asked=True)
-                self._due[name] = None
+                self._ask(name)
             yield outcome
             outcome = Outcome()
         yield outcome

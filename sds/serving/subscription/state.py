@@ -11,6 +11,7 @@ import sys
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, Final, Generic
 
+from sds.serving.names import text_cost
 from sds.serving.subscription.messages import Answer, Outcome, R, Receipt, Watched
 from sds.slim import SlimDict
 
@@ -60,6 +61,7 @@ class Subscription(Generic[R]):
         "_refused",
         "_watches",
         "wildcard",
+        "words",
     )
 
     def __init__(self) -> None:
@@ -74,6 +76,8 @@ class Subscription(Generic[R]):
         self._last_nonce = ""
         self._begun = False
         self.wildcard = False
+        self.words = 0
+        """Bytes of memory of what the client said about names that it refused."""
 
     # --- asked from outside ---------------------------------------------------------------------
 
@@ -117,9 +121,24 @@ class Subscription(Generic[R]):
 
     def _forget(self, name: str) -> None:
         """Forget a name that is no longer watched."""
+        if (watch := self._watches[name]).error:
+            self._note(watch, "")
         del self._watches[name]
         self._due.take(name)
         self._refused.take(name)
+
+    def _ask(self, name: str) -> None:
+        """Watch a name that the client asks for, perhaps again: it is sent in any case."""
+        before = self._watches.get(name)
+        if before is not None and before.error:
+            self._note(before, "")
+        self._watches[name] = Watch(asked=True)
+        self._due[name] = None
+
+    def _note(self, watch: Watch, error: str) -> None:
+        """Keep what the client said about a name now, and nothing that it said before."""
+        self.words += text_cost(error) - text_cost(watch.error)
+        watch.error = error
 
     def _acknowledge(self, nonce: str) -> Outcome | None:
         """Enter the ACK of a small response; None, with nothing entered, if it is no such ACK."""
@@ -148,11 +167,12 @@ class Subscription(Generic[R]):
             if error is None:
                 watch.acked = version
                 watch.refused = None
-                watch.error = ""
+                if watch.error:
+                    self._note(watch, "")
                 self._refused.take(name)
             else:
                 watch.refused = version
-                watch.error = kept
+                self._note(watch, kept)
                 self._refused[name] = None
         return True
 
