@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.files import read_file, replace_file
-from sds.policy.succession import MOST_OFFERED_BYTES
+from sds.policy.succession import MOST_OFFERED_BYTES, OfferOutcome
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +78,7 @@ class PolicyCopy:
 
 
 async def follow_copy(place: Path, holder: PolicyHolder, *, clock: Clock) -> None:
-    """Offer the copy to a holder after every change, until cancelled.
+    """Offer the copy to a holder after every change, and when its time comes, until cancelled.
 
     It looks at the file every second and does not have the kernel watch the folder: that is the
     agent's runtime directory, which comes and goes with the agent, and a watch wakes the process
@@ -90,8 +90,11 @@ async def follow_copy(place: Path, holder: PolicyHolder, *, clock: Clock) -> Non
         clock: time.
     """
     seen: _Mark | None = None
+    outcome = OfferOutcome()
     said = ""
     while True:
+        if outcome.is_worth_another_offer(clock.now().wall):
+            seen = None  # it was refused for its time alone
         try:
             seen, content = await threads.POLICY.run(_changed, place, seen)
             said = ""
@@ -106,7 +109,7 @@ async def follow_copy(place: Path, holder: PolicyHolder, *, clock: Clock) -> Non
                     extra={"origin": str(place)},
                 )
         if content is not None:
-            holder.take(content, origin=str(place))
+            outcome = holder.take(content, origin=str(place))
         await clock.sleep(_LOOK_SECONDS)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sds.clock import Clock, SystemClock
-from sds.errors import SdsError
+from sds.errors import SdsError, without_frames
 from sds.faults import guarded
 from sds.identity import Identity
 from sds.repeats import Repeats
@@ -252,12 +252,13 @@ class SecretService:
 
         Raises:
             LimitError: ``held``, which counts the memory, raised it.
+            WorkloadError: the entitlement ended before the answer was whole.
         """
         catalog = self._extensions if type_url == EXTENSION_TYPE else self._catalog
         while True:
             held.begin()
-            changes = self._changes
-            snapshot = Snapshot(catalog, entitlement.current, strong=strong)
+            changes, caller = self._changes, entitlement.current
+            snapshot = Snapshot(catalog, caller, strong=strong)
             whole: Answer[Resource] = Answer()
             subscription: SotwSubscription[Resource] = SotwSubscription()
             for outcome in subscription.outcomes(request):
@@ -271,8 +272,10 @@ class SecretService:
                     whole.resources.extend(answer.resources)
                     whole.absent.extend(answer.absent)
                 yield SLICE
-            if changes == self._changes:  # else the answer mixes two states
-                return whole
+            if entitlement.ended is not None:
+                raise without_frames(entitlement.ended)
+            if changes == self._changes and caller is entitlement.current:
+                return whole  # else the answer mixes two states
 
     # --- inside ---------------------------------------------------------------------------------
 

@@ -101,6 +101,21 @@ async def test_who_follows_takes_later_epochs_and_trusts_no_file(
     assert admission.epoch == 5
 
 
+async def test_a_copy_that_comes_too_early_counts_from_its_time_on(tmp_path: Path) -> None:
+    """Before, who follows stayed with the epoch before it until the file changed."""
+    place = tmp_path / "policy.json"
+    soon = datetime.now(UTC) + timedelta(seconds=0.5)
+    fields = {"not_before": soon.isoformat(), "not_after": (soon + timedelta(hours=1)).isoformat()}
+    place.write_bytes(sign(document(9, **fields), ALICE))
+    admission = holder()
+    admission.take(epoch(3), origin="file")
+    async with running(follow_copy(place, admission, clock=_Quick())), asyncio.timeout(20):
+        while admission.last_error is None:
+            await asyncio.sleep(0.01)
+        while admission.epoch != 9:
+            await asyncio.sleep(0.01)
+
+
 def test_a_copy_needs_a_policy(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text(
