@@ -45,6 +45,8 @@ MOST_SECONDS: Final = 30.0
 _MOST_RECEIVED: Final = 2 * MAX_DOCUMENT_BYTES
 """The most bytes of an answer. ``http.client`` reads heads of status 1xx and trailers without end,
 and the time that this takes is taken from the event loop."""
+_HEADERS: Final = {"Accept": "application/json", "User-Agent": "attested-sds"}
+"""Some hosts refuse requests that do not say which program they come from (RFC 9110, 10.1.5)."""
 _LATE: Final = f"no whole answer within {MOST_SECONDS:g} s"
 
 
@@ -159,7 +161,7 @@ def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
     parts = urlsplit(endpoint.url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
-        connection.request("GET", target, headers={"Accept": "application/json"})
+        connection.request("GET", target, headers=_HEADERS)
         response = connection.getresponse()
         body = _read(response)
         if connection.is_late:
@@ -210,6 +212,8 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 def check_peer(der: bytes, expected: SpiffeId) -> None:
     """Check that a certificate is a leaf of exactly this SPIFFE ID (X.509-SVID, 2 and 5.2).
 
+    TLS has checked the path to a root and the times.
+
     Raises:
         BundleError: ``bundle_unavailable``: it is not.
     """
@@ -217,11 +221,21 @@ def check_peer(der: bytes, expected: SpiffeId) -> None:
         certificate = x509.load_der_x509_certificate(der)
         names = extension(certificate, x509.SubjectAlternativeName)
         found = names.get_values_for_type(x509.UniformResourceIdentifier) if names else []
+        constraints = extension(certificate, x509.BasicConstraints)
+        usage = extension(certificate, x509.KeyUsage)
     if found != [str(expected)]:
         raise BundleError(
             f"the bundle endpoint's certificate is for {', '.join(found) or 'no SPIFFE ID'}, "
             f"not {expected}",
             advice="check endpoint_spiffe_id",
+            reason="bundle_unavailable",
+        )
+    signs = usage is not None and (usage.key_cert_sign or usage.crl_sign)
+    if signs or (constraints is not None and constraints.ca):
+        raise BundleError(
+            f"the bundle endpoint's certificate for {expected} is an authority's, which proves "
+            "nobody's identity",
+            advice="the owner of the endpoint must give it an X.509-SVID that signs nothing",
             reason="bundle_unavailable",
         )
 

@@ -116,7 +116,9 @@ class Peer:
     async def serving(self, names: list[x509.GeneralName]) -> AsyncIterator[str]:
         made = bundle_documents(self.store, THEIRS, refresh_hint=timedelta(seconds=1))
 
-        async def handler(_request: web.Request) -> web.StreamResponse:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            if request.headers.get("User-Agent") != "attested-sds":
+                return web.Response(status=403)  # as hosts of the web that know their bots
             if self.status != 200:
                 return web.Response(status=self.status, headers={"Retry-After": "7"})
             body = made()
