@@ -20,6 +20,7 @@ from sds.errors import SdsError, without_frames
 from sds.faults import guarded
 from sds.identity import Identity
 from sds.repeats import Repeats
+from sds.serving.by_identity import SessionsByIdentity
 from sds.serving.calls import METHODS, TYPES, Entitlements, SocketCalls, handlers
 from sds.serving.catalog import Aliases, Catalog, GenericSecrets, TicketKeys
 from sds.serving.extensions import (
@@ -126,6 +127,7 @@ class SecretService:
         self._heartbeat: asyncio.TimerHandle | None = None
         self._beats = Trickle("listener", 1)
         self._sessions: dict[Entitlement, CallerSession] = {}
+        self._by_identity = SessionsByIdentity()
         self._names = NameBudget(self.options.limits.names)
         self._looks = Looks()
         self._changes = 0
@@ -287,9 +289,9 @@ class SecretService:
             self._catalog.forget_svid(identity)
         if bundles:
             self._catalog.forget_contexts()
-        for session in list(self._sessions.values()):
-            if bundles or not identities.isdisjoint(session.caller.identities):
-                session.changed(change.keys)
+        concerned = list(self._sessions.values()) if bundles else self._by_identity.find(identities)
+        for session in concerned:
+            session.changed(change.keys)
 
     def _expect_heartbeat(self) -> None:
         """Start the timer that extends the lives of authorizations while there are streams."""
@@ -312,11 +314,13 @@ class SecretService:
             session = self._sessions[entitlement] = CallerSession(
                 entitlement, self._catalog, self._extensions, self._names, self._looks
             )
+            self._by_identity.add(session)
         return session
 
     def _leave(self, session: CallerSession) -> None:
         if not session.streams and self._sessions.get(session.entitlement) is session:
             del self._sessions[session.entitlement]
+            self._by_identity.remove(session)
             session.close()
 
 

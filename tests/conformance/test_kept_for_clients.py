@@ -20,6 +20,7 @@ from sds.serving import catalog, extensions
 from sds.serving.encode import SECRET_TYPE
 from sds.serving.peers import PeerContext
 from sds.serving.service import ServingOptions
+from sds.serving.session import CallerSession
 from sds.serving.slices import SLICE
 from sds.serving.subscription import DeltaRequest, DeltaSubscription, SotwRequest, SotwSubscription
 from sds.serving.workload_api import WorkloadApi
@@ -363,6 +364,48 @@ async def test_many_changes_of_one_turn_take_no_memory_for_each_stream(tmp_path:
         at.store.put_svid(svid(mark="again"))
         async with asyncio.timeout(10):
             await asyncio.gather(*(one.wait() for one in events))
+
+
+async def test_a_renewal_asks_nothing_of_callers_whose_identity_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node renews hundreds of identities together, and has thousands of callers."""
+    other = Identity(spiffe_id=SpiffeId(TD, "/other"))
+    asked: list[Caller] = []
+    told: list[str] = []
+    current = Entitlement.current
+
+    def counted(self: Entitlement) -> Caller:
+        caller = current.fget(self)  # type: ignore[attr-defined]  # a property
+        asked.append(caller)
+        return caller  # type: ignore[no-any-return]
+
+    async with serving(tmp_path) as at:
+        callers = []
+        for number in range(50):
+            caller = Caller(name=f"{number}", selectors=frozenset(), identities=(WEB,))
+            callers.append(Entitlement(caller))
+            session = at.service._enter(callers[-1])
+            monkeypatch.setattr(
+                CallerSession, "changed", lambda self, _: told.append(self.caller.name)
+            )
+        monkeypatch.setattr(Entitlement, "current", property(counted))
+        at.store.put_svid(svid(other))
+        assert not asked
+        callers[7].replace(Caller(name="moved", selectors=frozenset(), identities=(WEB, other)))
+        at.store.put_svid(svid(other, mark="again"))
+        assert told == ["moved"]
+        told.clear()
+        at.store.put_svid(svid())
+        assert len(told) == 50
+        at.service._leave(session)
+        told.clear()
+        at.store.put_svid(svid(mark="third"))
+        assert len(told) == 49
+        for one in list(at.service.sessions()):
+            at.service._leave(one)
+        assert not at.service._by_identity._of
+        assert not at.service._by_identity._filed
 
 
 async def test_a_change_of_policy_compares_what_callers_share_once(
