@@ -211,7 +211,7 @@ async def running_agent(
             lost_sockets=lambda: guard.lost,
             warnings=lambda: (
                 *(() if memory is None else memory.missing()),
-                *build.warnings(config),
+                *build.warnings(config, policy),
                 *owners.memory.notices,
                 *(() if node is None else node.notices()),
             ),

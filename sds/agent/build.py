@@ -312,8 +312,13 @@ def node_socket(
     )
 
 
-def warnings(config: AgentConfig) -> tuple[str, ...]:
-    """Return what an operator should not overlook in this configuration."""
+def warnings(config: AgentConfig, policy: AgentPolicy | None = None) -> tuple[str, ...]:
+    """Return what an operator should not overlook in this configuration.
+
+    Args:
+        config: the configuration.
+        policy: the signed policy, if one is followed and was read.
+    """
     found = []
     if config.attestation.kind == "simulated":
         found.append("SIMULATED machine: our evidence proves nothing")
@@ -323,7 +328,11 @@ def warnings(config: AgentConfig) -> tuple[str, ...]:
         found.append("our evidence is a Kubernetes token: it says nothing about code or hardware")
     authority = config.authority
     attested = isinstance(authority, OwnAuthoritySection) and authority.tls == "attested"
-    if attested and config.policy is None and config.verification.reference_values.any_machine:
+    by_policy = None if policy is None else policy.authorities
+    named = config.policy is not None and (
+        policy is None or (by_policy is not None and not by_policy.any_machine)
+    )
+    if attested and not named and config.verification.reference_values.any_machine:
         found.append(
             "verification.reference_values names no measurement: every machine with genuine "
             "evidence can pose as the authority"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.agent.config import AgentConfig
+    from sds.agent.policy import AgentPolicy
     from sds.clock import Clock
     from sds.workload.kubernetes.server import KubernetesServer
 
@@ -60,7 +61,7 @@ def check_configuration(
         _check_owner(config.run_dir)
     _check_authority(config, checks, clock)
     _check_evidence(config, checks, environment)
-    _check_policy(config, checks, clock)
+    policy = _check_policy(config, checks, clock)
     _check_workloads(config, checks)
     if config.node is not None and "kubernetes" in config.node.attestors:
         kubernetes = config.node.kubernetes
@@ -92,7 +93,7 @@ def check_configuration(
         }
     )
     checks.raise_all()
-    return warnings(config)
+    return warnings(config, policy)
 
 
 def _check_owner(run_dir: Path) -> None:
@@ -150,15 +151,19 @@ def _check_evidence(
             checks.problem("attestation.certificates", f"{section.certificates} is not a directory")
 
 
-def _check_policy(config: AgentConfig, checks: ConfigurationChecks, clock: Clock) -> None:
+def _check_policy(
+    config: AgentConfig, checks: ConfigurationChecks, clock: Clock
+) -> AgentPolicy | None:
     if config.policy is None:
-        return
+        return None
+    policy = None
     with checks.of("policy"):
         policy = signed_policy(config, clock=clock, instruments=AgentInstruments(clock=clock))
         assert policy is not None
         if policy.holder.last_error is not None:
             raise ConfigurationError(f"{config.policy.place}: {policy.holder.last_error}")
         policy.holder.in_force()
+    return policy
 
 
 def _check_workloads(config: AgentConfig, checks: ConfigurationChecks) -> None:

@@ -119,6 +119,12 @@ class AgentPolicy:
             make=make,
         )
 
+    @property
+    def authorities(self) -> ReferenceValues | None:
+        """Return what the newest policy demands of authorities; None if it demands nothing."""
+        policy = self.holder.newest
+        return None if policy is None else policy.reference_values.authorities
+
     def pods(self) -> tuple[PodContents, ...]:
         """Return the pods that the policy in force lists."""
         policy = self.holder.current

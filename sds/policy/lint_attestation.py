@@ -120,6 +120,11 @@ def evidence_warnings(document: PolicyDocument) -> Iterator[str]:
         if values is not None:
             if values.has_placeholders:
                 yield PLACEHOLDERS.replace("reference_values", f"reference_values.{role}", 1)
+            if role == "authorities" and values.any_machine:
+                yield (
+                    f"reference_values.{role} names no measurement: every machine with genuine "
+                    "evidence can pose as the authority, unless the agents' configuration names one"
+                )
             for text in _of_values(values, document):
                 yield f"reference_values.{role}: {text}"
     yield from _refused_groups(document)

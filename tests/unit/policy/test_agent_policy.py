@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sds.agent import build
 from sds.agent.app import running_agent
 from sds.agent.config import AgentConfig
 from sds.agent.policy import AgentPolicy
@@ -25,21 +26,26 @@ if TYPE_CHECKING:
 
 ALICE = Signatory("alice")
 WEB = "spiffe://example.org/web"
-GIVES_ANOTHER = {
+GIVES_ANOTHER: dict[str, Any] = {
     "workloads": [{"name": "other", "match": {"socket:name": "other"}, "spiffe_id": WEB}]
 }
-GIVES_WEB = {"workloads": [{"name": "web", "match": {"socket:name": "web"}, "spiffe_id": WEB}]}
+GIVES_WEB: dict[str, Any] = {
+    "workloads": [{"name": "web", "match": {"socket:name": "web"}, "spiffe_id": WEB}]
+}
 HOUR = 3600
 
 
-def configured(folder: Path, clock: FakeClock, **fields: Any) -> AgentConfig:
+def configured(
+    folder: Path, clock: FakeClock, authority: dict[str, Any] | None = None, **fields: Any
+) -> AgentConfig:
     """An agent whose authority follows no policy."""
     (folder / "alice.pub").write_text(ALICE.public.pem)
     (folder / "policy.json").write_bytes(epoch(1, clock, **fields))
     written = {
         "trust_domain": "example.org",
         "run_dir": str(folder / "run"),
-        "authority": {
+        "authority": authority
+        or {
             "kind": "istio",
             "addresses": ["ca.test:1"],
             "root": str(folder / "root.pem"),
@@ -138,3 +144,23 @@ async def test_what_the_policy_took_is_not_served_at_the_start_either(
     monkeypatch.setattr(AgentPolicy, "follow", follow)
     async with running_agent(config, clock=clock):
         assert found == [()]
+
+
+@pytest.mark.parametrize(
+    ("demanded", "warned"),
+    [
+        ({}, True),
+        ({"authorities": {}}, True),
+        ({"authorities": {"measurements": [48 * "ab"]}}, False),
+    ],
+)
+def test_a_policy_that_lets_any_machine_be_the_authority_is_noticed(
+    tmp_path: Path, demanded: dict[str, Any], *, warned: bool
+) -> None:
+    """Before, any policy silenced this."""
+    clock = FakeClock()
+    config = configured(tmp_path, clock, {"addresses": ["ca.test:1"]}, reference_values=demanded)
+    assert config.policy is not None
+    policy = AgentPolicy(config.policy, config=config, clock=clock)
+    said = build.warnings(config, policy)
+    assert any("can pose as the authority" in line for line in said) is warned

@@ -163,7 +163,11 @@ def test_evidence_that_proves_little(
         group = {**GUESTS, "kinds": kinds}
         status, text = lint(tmp_path, nodes=[group], reference_values={role: values})
         assert status == 0
-        told = [line for line in text.splitlines() if f"reference_values.{role}" in line]
+        told = [
+            line
+            for line in text.splitlines()
+            if f"reference_values.{role}" in line and "can pose" not in line
+        ]
         assert len(told) == len(said), text
         for words in said:
             assert words in text
@@ -233,3 +237,15 @@ def test_the_zeros_of_an_example_are_noticed(tmp_path: Path, digits: str, *, not
     assert ("nodes: guests names the zeros of an example" in text) is noticed
     said = "warning: reference_values.authorities.measurements has the zeros of an example"
     assert (said in text) is noticed
+
+
+@pytest.mark.parametrize(
+    ("authorities", "warned"),
+    [({}, True), ({"measurements": ["ab" * 48]}, False), (None, False)],
+)
+def test_authorities_that_may_be_any_machine_are_noticed(
+    tmp_path: Path, authorities: dict[str, Any] | None, *, warned: bool
+) -> None:
+    values = {} if authorities is None else {"authorities": authorities}
+    _, text = lint(tmp_path, reference_values=values)
+    assert ("can pose as the authority" in text) is warned
