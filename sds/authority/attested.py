@@ -229,6 +229,8 @@ class AttestedAuthority:
         except BaseException:
             await self._drop()
             raise
+        if not session.proven:
+            await self._drop()
         self._policy.require_in_force()
         return session.trusted.statement.roots
 
@@ -414,7 +416,7 @@ class AttestedAuthority:
         answer: ca_pb2.CertificateResponse,
         items: Sequence[CertificateItem],
     ) -> Issuance:
-        session.nonce = answer.next_nonce
+        session.accepted(answer.next_nonce)
         trusted = session.trusted
         if len(answer.results) != len(items):
             raise AuthorityAnswerError(f"{len(answer.results)} results came for {len(items)} items")

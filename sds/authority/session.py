@@ -148,6 +148,8 @@ class Session:
         self.address = address
         self.connection = connection
         self.nonce = b""
+        self.proven = False
+        """Whether the authority has accepted our evidence; it soon ends a stream that lacks it."""
         self._call: Any = None
         self._trusted: TrustedAuthority | None = None
         self._verified_at = float("-inf")
@@ -158,6 +160,10 @@ class Session:
     def usable(self) -> bool:
         """Say whether another request can be sent: the authority gave a nonce for it."""
         return len(self.nonce) == NONCE_BYTES
+
+    def accepted(self, next_nonce: bytes) -> None:
+        """Note that our evidence was accepted, with the nonce for the next request."""
+        self.proven, self.nonce = True, next_nonce
 
     @property
     def trusted(self) -> TrustedAuthority:

@@ -83,7 +83,7 @@ def simulated_node(
             f"a lifetime of {lifetime_seconds} s is too short",
             advice=f"use {MIN_LIFETIME_SECONDS} s or more",
         )
-    private_directory(run_dir)
+    private_directory(run_dir, option="--run-dir")
     etc, logs = run_dir / "etc", run_dir / "log"
     with writing(run_dir):
         for folder in (etc, logs):
@@ -151,8 +151,12 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def private_directory(path: Path) -> None:
+def private_directory(path: Path, *, option: str) -> None:
     """Make a directory that only this user can enter, or accept such a directory.
+
+    Args:
+        path: the directory.
+        option: chooses another one.
 
     Raises:
         SocketError: others can enter it, it is behind a symbolic link or in a directory of somebody
@@ -161,8 +165,8 @@ def private_directory(path: Path) -> None:
     make_directory(path, 0o700, exact=False)
     if path.lstat().st_mode & 0o077:
         raise SocketError(
-            f"run directory {path} is not this user's alone",
-            advice="remove it, chmod it to 0700, or choose another one with --run-dir",
+            f"the directory {path} is not this user's alone",
+            advice=f"remove it, chmod it to 0700, or choose another one with {option}",
         )
 
 

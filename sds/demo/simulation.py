@@ -48,7 +48,7 @@ def manufacturer(folder: Path) -> tuple[SimulatedRoot, Path]:
         ConfigurationError: the folder's content is not a manufacturer, or cannot be written.
         SocketError: the folder cannot be used, or is not this user's alone.
     """
-    private_directory(folder)
+    private_directory(folder, option="--machines")
     ark, kept = folder / "ark.pem", folder / _MANUFACTURER
     with writing(folder), (folder / "lock").open("w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

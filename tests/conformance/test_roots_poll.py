@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -69,6 +70,7 @@ async def test_what_repeats_is_verified_once_in_a_while() -> None:
         world.running() as authority,
         world.client(authority.port, verifier=watched, clock=clock) as client,
     ):
+        await client.issue(items([wish()]))
         told = {await client.roots() for _ in range(10)}
         assert len(told) == 1
         assert watched.calls == 1
@@ -86,6 +88,7 @@ async def test_news_are_verified_before_they_count() -> None:
         world.running() as authority,
         world.client(authority.port, verifier=watched) as client,
     ):
+        await client.issue(items([wish()]))
         before = await client.roots()
         calls = watched.calls
         renew(authority)
@@ -105,8 +108,26 @@ async def test_an_authority_that_was_revoked_is_found_out_in_time() -> None:
         world.running() as authority,
         world.client(authority.port, verifier=watched, clock=clock) as client,
     ):
+        await client.issue(items([wish()]))
         await client.roots()
         watched.refuses = True
         clock.ahead += VERIFIED_SECONDS + 1
         with pytest.raises(EvidenceError, match="revoked"):
             await client.roots()
+
+
+async def until_open(authority: RunningAuthority, streams: int) -> None:
+    async with asyncio.timeout(10):
+        while authority.service.streams != streams:
+            await asyncio.sleep(0.01)
+
+
+async def test_an_agent_that_needs_no_certificate_keeps_no_stream() -> None:
+    """The authority ends streams without evidence, and counts them among those of strangers."""
+    world = World()
+    async with world.running() as authority, world.client(authority.port) as client:
+        await client.roots()
+        await until_open(authority, 0)
+        await client.issue(items([wish()]))
+        await client.roots()
+        await until_open(authority, 1)

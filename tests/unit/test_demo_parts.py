@@ -18,7 +18,7 @@ from sds.demo import envoys, traffic
 from sds.demo.dev import own_program, typed
 from sds.demo.simulation import configuration_of, manufacturer, overlaid, separated
 from sds.demo.traffic import client_certificate, server_certificate
-from sds.errors import ConfigurationError, RequestFailedError
+from sds.errors import ConfigurationError, RequestFailedError, SocketError
 from sds.settings import yamlfile
 from tests.support import bootstrap_rules
 
@@ -200,3 +200,12 @@ def test_what_is_no_manufacturer_is_said_in_words(tmp_path: Path, content: str) 
 def test_an_option_and_its_file_may_be_one_word() -> None:
     words = separated(["sds", "agent", "--config=agent.yaml", "--log-level", "debug"])
     assert words[configuration_of(words)] == "agent.yaml"
+
+
+def test_a_folder_that_others_can_enter_is_refused_with_the_option_that_chose_it(
+    tmp_path: Path,
+) -> None:
+    tmp_path.chmod(0o755)
+    with pytest.raises(SocketError) as refused:
+        manufacturer(tmp_path)
+    assert refused.value.advice.endswith("choose another one with --machines")
