@@ -16,6 +16,7 @@ import signal
 import sys
 from typing import NoReturn
 
+from sds.first_process import is_first, let_end
 from sds.secrets.allocator import has_meaning, use_wiping_allocator
 
 _STANDARD_ERROR = 2
@@ -25,6 +26,8 @@ _ENDS_BY_ITSELF = frozenset({"--check-config", "--help", "-h"})
 
 def main() -> None:
     """Run the command line ``sys.argv``."""
+    if is_first():
+        let_end(signal.SIGTERM)  # until a daemon takes it: a start may last for seconds
     _keep_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name that is not UTF-8, or a character that the locale lacks, is printed as an

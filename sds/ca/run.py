@@ -34,6 +34,7 @@ from sds.clock import Clock, SystemClock
 from sds.descriptors import take_all
 from sds.errors import ConfigurationError
 from sds.files import is_folder, replace_file
+from sds.first_process import let_end
 from sds.operations.hangup import on_hangup
 from sds.operations.health import health_listener
 from sds.operations.notify import READY, STOPPING, notify
@@ -382,7 +383,7 @@ def _ended_by_signals(stop: asyncio.Event) -> Iterator[None]:
         stop.set()
         for number in handled:  # a second signal ends the process at once
             loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
+            let_end(number)
 
     for number in handled:
         loop.add_signal_handler(number, end)
