@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 _REMEMBERED: Final = 512
 """How many decisions are remembered; callers of one pod or user often show the same facts."""
+_REMEMBERED_FACTS: Final = 16_384
+"""How many facts these rest on together: a pod has up to 256 labels of half a kilobyte, and its
+author may change them at any time."""
 LOOKS_A_TURN: Final = 16
 """How many recognitions one change wakes in a turn of the loop; a look takes about 0.2 ms."""
 _POSTPONED: Final = WorkloadError("it has not been looked for yet", reason="undetermined")
@@ -106,6 +109,7 @@ class Recogniser:
         self.timing = timing or Timing()
         self._use(rules)
         self._decided: dict[tuple[object, ...], Decision] = {}
+        self._decided_facts = 0
         self.attestors = tuple(attestors)
         self.wanted = WantedIdentities(keeper, linger=self.timing.linger)
         self.log = RecognitionLog()
@@ -120,6 +124,7 @@ class Recogniser:
         """Use new rules, and look at every caller again now."""
         self._use(rules)
         self._decided.clear()
+        self._decided_facts = 0
         self.look_again()
 
     def _use(self, rules: Rules) -> None:
@@ -176,8 +181,10 @@ class Recogniser:
         key = (facts.selectors, facts.services)
         decision = self._decided.get(key)
         if decision is None:
-            if len(self._decided) >= _REMEMBERED:
+            self._decided_facts += 1 + len(facts.selectors) + len(facts.services)
+            if len(self._decided) >= _REMEMBERED or self._decided_facts > _REMEMBERED_FACTS:
                 self._decided.clear()
+                self._decided_facts = 1 + len(facts.selectors) + len(facts.services)
             decision = self._decided[key] = self.rules.decide(facts)
         return decision
 

@@ -246,6 +246,21 @@ def test_many_small_services_take_no_more_memory_than_is_counted() -> None:
     assert 0.5 * MOST_OF_A_NAMESPACE < grew < MOST_OF_A_NAMESPACE
 
 
+def test_labels_that_their_author_changes_take_a_bounded_amount_of_memory() -> None:
+    index = ServiceIndex()
+    index.apply("ADDED", service("web", {"app": "web"}))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(400):
+            labels = {f"{'l' * 300}{number}.{each}": "x" for each in range(256)}
+            assert index.selecting("shop", {"app": "web"} | labels) == {("shop", "web")}
+        grew = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grew < 16 << 20
+
+
 def test_very_many_services_of_one_pod_make_no_long_answer() -> None:
     index = ServiceIndex()
     for number in range(2 * MOST_SERVICES):

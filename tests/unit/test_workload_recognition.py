@@ -109,6 +109,19 @@ async def test_callers_with_ever_new_facts_leave_a_bounded_memory() -> None:
     assert len(recogniser._decided) <= 512
 
 
+async def test_facts_are_remembered_by_their_number_too() -> None:
+    """A pod has up to 256 labels of half a kilobyte, and its author may change them."""
+    attestor, mapping = Fixed(), counted(uid="7")
+    recogniser = Recogniser(attestors=[attestor], rules=mapping, keeper=Keeper())
+    for number in range(200):
+        labels = {Selector(f"k8s:label:{number}.{each}", "x") for each in range(256)}
+        attestor.facts = Facts(selectors=frozenset(labels))
+        await recogniser.look(caller())
+        await recogniser.look(caller())
+    assert len(mapping.asked) == 200
+    assert sum(len(selectors) for selectors, _ in recogniser._decided) <= 16_384  # type: ignore[arg-type, misc]
+
+
 async def test_a_change_wakes_a_few_recognitions_in_each_turn() -> None:
     """One label of one pod changes, and every caller of the node is looked at again."""
     looked = 0

@@ -32,6 +32,9 @@ _LOG = logging.getLogger("sds.workload.kubernetes")
 _PATH: Final = "/api/v1/services"
 _REMEMBERED: Final = 512
 """How many pods' Services are remembered; a node has a few hundred."""
+_REMEMBERED_PARTS: Final = 16_384
+"""How many labels and Services these answers have together: a pod has up to 256 long labels, and
+its author may change them at any time."""
 
 MOST_SERVICES: Final = 128
 """The most Services of one pod that count; each adds four names to match and to certify."""
@@ -50,6 +53,8 @@ class ServiceIndex:
         """Whether something changed that nobody was told of, because a list was asked for."""
         self._found: dict[tuple[str, frozenset[tuple[str, str]]], frozenset[ServiceName]] = {}
         """Answers since the last change, kept because each pod has many callers."""
+        self._parts = 0
+        """How many labels and Services they have."""
 
     @property
     def overfull(self) -> frozenset[str]:
@@ -69,7 +74,7 @@ class ServiceIndex:
         del kept
         old, self._selectors = self._selectors, self._coming
         self._coming = Selectors()
-        self._found.clear()
+        self._forget()
         is_news, self._is_news = self._is_news, False
         return is_news or not old.same_as(self._selectors)
 
@@ -80,7 +85,7 @@ class ServiceIndex:
             ListAgainError: there is room for an overfull namespace again.
         """
         name, selector = _service(item)
-        self._found.clear()
+        self._forget()
         if kind == "DELETED":
             changed = self._selectors.remove(name, selector)
         else:
@@ -95,11 +100,17 @@ class ServiceIndex:
         key = (namespace, frozenset(labels.items()))
         found = self._found.get(key)
         if found is None:
-            if len(self._found) >= _REMEMBERED:
-                self._found.clear()
             found = self._selectors.selecting(namespace, labels, most=MOST_SERVICES + 1)
+            parts = 1 + len(labels) + len(found)
+            if len(self._found) >= _REMEMBERED or self._parts + parts > _REMEMBERED_PARTS:
+                self._forget()
+            self._parts += parts
             self._found[key] = found
         return found
+
+    def _forget(self) -> None:
+        self._found.clear()
+        self._parts = 0
 
 
 class ServiceWatch:
