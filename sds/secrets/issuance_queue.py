@@ -92,6 +92,7 @@ class NoCredentials:
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Request:
     identity: Identity
+    urgency: Urgency
     window: float
     answer: asyncio.Future[Credentials | NoCredentials]
     key: PrivateKey | None = field(repr=False, default=None)
@@ -144,6 +145,8 @@ class IssuanceQueue:
         self._attempt_seconds = attempt_seconds
         self._draw = draw
         self._lanes = {urgency: _Lane() for urgency in Urgency}
+        self._making: dict[_Request, None] = {}
+        """Requests whose keys are still being made."""
         self.unanswered = False
         """Whether the authority did not answer the last request in time."""
         self._turn = asyncio.Lock()
@@ -159,17 +162,21 @@ class IssuanceQueue:
                 nobody else waits.
             window: the longest wait for others, in seconds.
         """
-        key = None
-        if identity.key_type in _SLOW_KEYS:
-            # This takes seconds, and no other request waits for it.
-            key = await _SLOW_KEYS_OF[urgency].run(generate_private_key, identity.key_type)
         request = _Request(
             identity=identity,
+            urgency=urgency,
             window=window,
             answer=asyncio.get_running_loop().create_future(),
-            key=key,
         )
-        self._queue(request, urgency)
+        if identity.key_type in _SLOW_KEYS:
+            # This takes seconds, and no other request waits for it.
+            self._making[request] = None
+            try:
+                make = _SLOW_KEYS_OF[urgency].run
+                request.key = await make(generate_private_key, identity.key_type)
+            finally:
+                del self._making[request]
+        self._queue(request)
         try:
             return await request.answer
         finally:
@@ -179,12 +186,15 @@ class IssuanceQueue:
     def hurry(self, identity: Identity) -> None:
         """Move a request ahead of need to the front, because somebody waits for it now."""
         ahead = self._lanes[Urgency.AHEAD].pending
-        for request in [each for each in ahead if each.identity == identity]:
-            del ahead[request]
-            self._queue(request, Urgency.WAITING)
+        for request in [each for each in (*ahead, *self._making) if each.identity == identity]:
+            if request.urgency is Urgency.AHEAD:
+                request.urgency = Urgency.WAITING
+                if request in ahead:
+                    del ahead[request]
+                    self._queue(request)
 
-    def _queue(self, request: _Request, urgency: Urgency) -> None:
-        lane = self._lanes[urgency]
+    def _queue(self, request: _Request) -> None:
+        lane = self._lanes[request.urgency]
         lane.pending[request] = None
         lane.quiet.clear()
         lane.arrived.set()

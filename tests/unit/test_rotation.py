@@ -544,6 +544,33 @@ async def test_slow_keys_are_made_ahead_too() -> None:
         await w.clock.until(lambda: w.store.svid(rsa) is not None, seconds=1)
 
 
+async def test_who_comes_while_its_key_is_made_ahead_is_not_asked_for_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rsa, first, other = identity("rsa", key_type=KeyType.RSA_2048), identity("a"), identity("b")
+    inline, made = Threads.run, asyncio.Event()
+
+    async def slowly(self: Threads, function: Callable[..., Any], *arguments: Any) -> Any:
+        if arguments == (KeyType.RSA_2048,):
+            await made.wait()
+        return await inline(self, function, *arguments)
+
+    monkeypatch.setattr(Threads, "run", slowly)
+    async with world() as w:
+        w.authority.silent = asyncio.Event()
+        w.rotation.expect(rsa)
+        w.rotation.ensure(first)
+        await w.clock.until(lambda: len(w.authority.requests) == 1, seconds=1)
+        w.rotation.ensure(other)
+        w.rotation.ensure(rsa)
+        made.set()
+        await w.clock.settle()
+        w.authority.silent.set()
+        await w.clock.until(lambda: len(w.authority.requests) >= 2, seconds=1)
+        _, items = w.authority.requests[1]
+        assert {item.identity for item in items} == {other, rsa}
+
+
 # --- roots --------------------------------------------------------------------------------------
 
 
