@@ -113,6 +113,7 @@ class Parser:
 NOT_PARSERS: Final = {
     "sds.attestation.evidence:report_data": "hashes what we made",
     "sds.ca.server:_Context.write": "a port",
+    "sds.authority.session:Session.accepted": "keeps a nonce, whose length usable checks",
     "sds.attestation.foreign:is_sgx_quote": "looks at eight bytes of a header",
     "sds.attestation.foreign:is_snp_report": "looks at three numbers of a header",
     "sds.attestation.foreign:is_td_report": "looks at two bytes of a header",
