@@ -229,12 +229,21 @@ class CallerSession:
 
 
 def _deliver(conversation: Conversation, names: tuple[str, ...]) -> None:
-    """Tell a conversation which names changed; without names, any may have."""
-    if names:
-        conversation.subscription.touch(names)
-    else:
-        conversation.subscription.touch_all()
-    conversation.stream.kick()
+    """Tell a conversation which names changed; without names, any may have.
+
+    One that cannot be told ends, and those that wait behind it are told.
+    """
+    try:
+        if names:
+            conversation.subscription.touch(names)
+        else:
+            conversation.subscription.touch_all()
+        conversation.stream.kick()
+    except Exception as error:  # noqa: BLE001  the boundary between one conversation and the others
+        report("stream", error)
+        conversation.stream.end(
+            SdsError("a change was not taken in; the server's log says why", reason="internal")
+        )
 
 
 def _already_stopped() -> None:

@@ -128,9 +128,12 @@ class Recogniser:
         self.look_again()
 
     def _use(self, rules: Rules) -> None:
-        self.rules = rules
-        self.possible = PossibleIdentities(rules.rules, rules.defaults)
-        self._needed = selector_types(rules.rules)
+        possible, needed = (
+            PossibleIdentities(rules.rules, rules.defaults),
+            selector_types(rules.rules),
+        )
+        # All at once: decisions by earlier rules must not be remembered for these.
+        self.rules, self.possible, self._needed = rules, possible, needed
 
     def look_again(self) -> None:
         """Wake every recognition, a few in each turn, because facts or rules may have changed."""

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import ast
 import asyncio
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sds import faults
 from sds.identity import Identity, SpiffeId, TrustDomain
+from sds.serving.order import Order
+from sds.serving.session import _deliver
 from sds.workload.entitlement import Caller, Entitlement
 from sds.workload.kubernetes.watch import ListWatch
 from sds.workload.recognition import Recogniser, Timing
@@ -28,7 +32,6 @@ from tests.support.source import modules
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
-    from typing import Any
 
 MAKERS = frozenset(
     {
@@ -232,3 +235,34 @@ async def test_a_release_that_fails_ends_no_recognition() -> None:
         while keeper.kept:
             await asyncio.sleep(0)
     assert since(before, "release of an identity") == 2
+
+
+@dataclass(eq=False)
+class _Told:
+    """Stands for a conversation."""
+
+    stream: Any
+    subscription: Any
+    type_url: str
+
+
+async def test_a_conversation_that_cannot_be_told_of_a_change_ends_and_holds_up_no_other() -> None:
+    """Before, those behind it kept what the earlier policy allowed."""
+    told: list[str] = []
+
+    def conversation(name: str, kind: str, touch: Any) -> Any:
+        stream = SimpleNamespace(
+            peer="p", kick=lambda: told.append(name), end=lambda _: told.append(f"{name} ends")
+        )
+        subscription = SimpleNamespace(touch=touch)
+        return _Told(stream=stream, subscription=subscription, type_url=kind)
+
+    before = dict(faults.counts())
+    order = Order(_deliver)
+    order.begin("first")
+    order.touch(conversation("a", "first", lambda _: None), ("n",))
+    order.touch(conversation("b", "second", broken), ("n",))
+    order.touch(conversation("c", "second", lambda _: None), ("n",))
+    order.release_all()
+    assert told == ["a", "b ends", "c"]
+    assert since(before, "stream") == 1
