@@ -48,6 +48,17 @@ def test_a_unit_allows_the_calls_of_its_program(unit: Path, needed: set[str]) ->
     assert needed <= allowed(unit)
 
 
+@pytest.mark.parametrize(
+    "unit", sorted([*UNITS.glob("*.service"), *GUEST.glob("attested-sds-*.service")])
+)
+def test_a_unit_that_is_started_again_is_never_given_up(unit: Path) -> None:
+    """By default, systemd gives up after five starts in ten seconds: a device may be that late."""
+    text = unit.read_text()
+    if "\nRestart=" in text:
+        section, _, _ = text.partition("[Service]")
+        assert "\nStartLimitIntervalSec=0\n" in section
+
+
 def test_a_line_that_is_to_be_uncommented_counts_then() -> None:
     """An empty line after it would take everything away that was written before."""
     text = (UNITS / "attested-sds-agent.service").read_text()
