@@ -24,7 +24,7 @@ from sds.authority.port import Authority
 from sds.backoff import QUICK, Backoff, Retry
 from sds.ca.issuer import make_signer, self_sign
 from sds.clock import sleep_while
-from sds.errors import RefusedError, SdsError
+from sds.errors import RefusedError, SdsError, without_frames
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
 from sds.pki import generate_private_key, make_csr, read_root, verify_authority_chain
@@ -320,6 +320,7 @@ async def keep_signing(
                 error,
                 extra={"reason": error.reason, "failures": retry.failures + 1},
             )
+            without_frames(error)  # one of them has the key of this attempt
             await retry.pause(helps=error.retriable)
             continue
         retry.succeeded()

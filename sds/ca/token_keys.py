@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sds import threads
 from sds.attestation.kubernetes.token import JwksKeys
 from sds.backoff import Backoff, Retry, sleep_unless
-from sds.errors import EvidenceError, EvidenceMalformedError, KubernetesError, RefusedError
+from sds.errors import (
+    EvidenceError,
+    EvidenceMalformedError,
+    KubernetesError,
+    RefusedError,
+    without_frames,
+)
 from sds.files import read_file
 from sds.outside import words_of
 
@@ -123,6 +129,7 @@ class TokenKeys:
                     _LOGGER.warning(
                         "the keys of service-account tokens cannot be read", extra={"why": said}
                     )
+                without_frames(error)  # some of them have the token of this attempt
                 if isinstance(error, KubernetesError):
                     await self._clock.sleep(min(error.later, _EVERY_SECONDS))
                 await retry.pause()

@@ -3,13 +3,15 @@
 Owns the choice of events that are written. Events are alike if logger, level, text (without its
 values) and reason are equal. Invariants: at most :data:`BURST` events of a kind are written in
 :data:`WINDOW_SECONDS`; the others are counted, and the count (``repeated``) is written with the
-next event of that kind, or soon after the window, whatever is logged next; memory is bounded.
+next event of that kind, or soon after the window, whatever is logged next; memory is bounded;
+words alone are kept, because an exception has the frames of its work, whose locals may be keys.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import logging
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -30,7 +32,8 @@ class _Seen:
     began: float
     written: int = 0
     left_out: int = 0
-    last: logging.LogRecord
+    last: logging.LogRecord | None = None
+    """The last event that was left out (:func:`_words_alone`)."""
 
 
 class RepeatFilter(logging.Filter):
@@ -59,13 +62,14 @@ class RepeatFilter(logging.Filter):
         if seen is None:
             if len(self._seen) >= _MOST_KINDS:
                 self._tell(self._seen.pop(next(iter(self._seen))))
-            seen = self._seen[kind] = _Seen(began=now, last=record)
+            seen = self._seen[kind] = _Seen(began=now)
             self._look_at = min(self._look_at, now + WINDOW_SECONDS)
         if seen.written < BURST:
             seen.written += 1
             return True
         seen.left_out += 1
-        seen.last = record
+        with contextlib.suppress(Exception):  # what has no text could not be written either
+            seen.last = _words_alone(record)
         return False
 
     def flush(self) -> None:
@@ -84,7 +88,21 @@ class RepeatFilter(logging.Filter):
         self._look_at += WINDOW_SECONDS
 
     def _tell(self, seen: _Seen) -> None:
-        if seen.left_out:
-            last = copy.copy(seen.last)
-            last.repeated = seen.left_out
-            self._write(last)
+        if seen.last is not None:
+            seen.last.repeated = seen.left_out
+            self._write(seen.last)
+
+
+def _words_alone(record: logging.LogRecord) -> logging.LogRecord:
+    """Return the event with its text instead of its values, and the words of its exceptions."""
+    kept = logging.makeLogRecord(
+        {
+            name: str(value) if isinstance(value, BaseException) else value
+            for name, value in vars(record).items()
+        }
+    )
+    kept.msg, kept.args, kept.exc_info = record.getMessage(), None, None
+    if record.exc_info and record.exc_info[1] is not None:
+        words = traceback.format_exception_only(record.exc_info[1])
+        kept.exception = "".join(words).rstrip("\n")
+    return kept

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
+import weakref
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +122,28 @@ async def test_a_failed_renewal_leaves_the_signer_of_before_at_work() -> None:
         assert state.current() is first
         await clock.advance(SETTLING + 60)
         assert state.current() is source.given[1]
+
+
+async def test_a_key_that_got_no_certificate_is_gone_before_the_next_attempt() -> None:
+    clock = FakeClock()
+    made: list[weakref.ref[Key]] = []
+
+    class Key:
+        """Something that must not outlive the attempt."""
+
+    class Refused:
+        async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
+            key = Key()
+            made.append(weakref.ref(key))
+            raise errors.AuthorityUnavailableError("the certificate cannot be used")
+
+    gc.disable()
+    try:
+        async with signing(Refused(), clock):
+            await clock.advance(0)
+            assert [key() for key in made] == [None]
+    finally:
+        gc.enable()
 
 
 async def test_nothing_is_signed_before_the_first_and_after_the_last() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -110,6 +112,26 @@ async def test_an_api_server_that_is_down_costs_no_key() -> None:
         cluster.ids = ["new"]
         await clock.advance(6)
         assert keys.key("new").key_id == "new"
+
+
+async def test_a_token_is_gone_before_the_next_attempt() -> None:
+    sent: list[weakref.ref[Token]] = []
+
+    class Token:
+        """Something that must not outlive the attempt."""
+
+    class Down(Cluster):
+        async def read(self) -> bytes:
+            token = Token()
+            sent.append(weakref.ref(token))
+            raise KubernetesError("down", reason="kubernetes_api")
+
+    gc.disable()
+    try:
+        async with following(Down(), FakeClock()):
+            assert [token() for token in sent] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"-----BEGIN PUBLIC KEY-----"])

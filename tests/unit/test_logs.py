@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import json
@@ -7,6 +8,7 @@ import logging
 import os
 import socket
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -105,6 +107,50 @@ def test_a_warning_that_repeats_is_collapsed_and_counted(json_output: io.StringI
         if "repeated" in (event := json.loads(line))
     ]
     assert last["repeated"] == 1490
+
+
+class _Key:
+    """Something that must not outlive the work that has it."""
+
+
+def _fail_with_a_key(number: int) -> weakref.ref[_Key]:
+    key = _Key()
+    try:
+        int(f"attempt {number}")
+    except ValueError as error:
+        info, why = (ValueError, error, error.__traceback__), {"why": error}
+        level = logging.WARNING
+        made = LOGGER.makeRecord("sds.x", level, "", 0, "no luck: %s", (error,), info, extra=why)
+        del info, why
+        logging.getLogger().handlers[0].handle(made)  # pytest's own handlers keep every event
+        del made
+    return weakref.ref(key)
+
+
+def test_an_event_that_was_written_or_counted_keeps_no_frame_with_a_key(
+    json_output: io.StringIO,
+) -> None:
+    gc.disable()
+    try:
+        for number in range(BURST + 5):
+            assert _fail_with_a_key(number)() is None
+    finally:
+        gc.enable()
+    logging.getLogger().handlers[0].close()
+    events = [json.loads(line) for line in json_output.getvalue().splitlines()]
+    assert "_fail_with_a_key" in events[0]["exception"]
+    last, words = events[BURST], f"invalid literal for int() with base 10: 'attempt {BURST + 4}'"
+    assert (last["repeated"], last["event"]) == (5, f"no luck: {words}")
+    assert (last["why"], last["exception"]) == (words, f"ValueError: {words}")
+
+
+def test_events_whose_values_fit_no_text_end_nothing(json_output: io.StringIO) -> None:
+    handler = logging.getLogger().handlers[0]
+    for _ in range(BURST + 5):
+        handler.handle(logging.LogRecord("sds.x", logging.WARNING, "", 0, "%d", ("x",), None))
+    LOGGER.warning("goes on")
+    handler.close()
+    assert "goes on" in json_output.getvalue()
 
 
 def record(at: float, text: str = "a") -> logging.LogRecord:
