@@ -162,7 +162,10 @@ def _field(what: str, old: Any, new: Any) -> list[str]:
         gone = [f"{what}: without {item}" for item in one if item not in after]
         come = [f"{what}: with {item}" for item in two if item not in before]
         return [*gone, *come] or [f"{what}: in another order"]
-    return _changed(what, _text(old), _text(new))
+    one_text, other_text = _text(old), _text(new)
+    if one_text == other_text:  # such as the text [web] and a list of web
+        one_text, other_text = repr(old), repr(new)
+    return _changed(what, one_text, other_text)
 
 
 def _changed(what: str, old: str, new: str) -> list[str]:

@@ -119,12 +119,17 @@ class RequestPattern:
         )
 
     def __str__(self) -> str:
-        """Return text for people: ``GET,HEAD /orders/* on shop.example.org port 8443``."""
+        """Return text for people: ``GET,HEAD /orders/* on shop.example.org port 8443``.
+
+        Unequal patterns have unequal texts, because texts name rules: a comma in a path has a
+        backslash before it, which no path has.
+        """
         words = []
         if self.methods:
             words.append(",".join(self.methods))
         if self.paths:
-            words.append(",".join(format_path_pattern(glob) for glob in self.paths))
+            paths = (format_path_pattern(glob).replace(",", r"\,") for glob in self.paths)
+            words.append(",".join(paths))
         if self.hosts:
             words.append("on " + ",".join(format_dns_pattern(glob) for glob in self.hosts))
         if self.ports:

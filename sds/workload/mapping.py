@@ -252,7 +252,7 @@ def selector_types(rules: Iterable[WorkloadRule]) -> frozenset[str]:
     found: set[str] = set()
     for rule in rules:
         found |= set(rule.match)
-        for template in (rule.spiffe_id, *rule.dns_names):
+        for template in (rule.spiffe_id, *rule.dns_names, *(rule.service_dns_names or ())):
             found |= {selector_of_field(name) for name in template_fields(template)}
     return frozenset(found - {""})
 

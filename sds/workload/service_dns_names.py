@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sds.errors import IdentityError
+from sds.identity import parse_dns_name
 from sds.rules.pattern import dns_parts, parse_dns_pattern
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def service_dns_names(
 def bounded_names(
     services: Iterable[tuple[str, str]], *, cluster_domain: str, patterns: Iterable[str]
 ) -> frozenset[str]:
-    """Return those of the Services' names that match a pattern.
+    """Return those of the Services' names that match a pattern and that a certificate can have.
+
+    Others are left out: whoever names a Service must not take the identity of its pods.
 
     Args:
         services: ``(namespace, name)``.
@@ -50,8 +53,16 @@ def bounded_names(
     return frozenset(
         name
         for name in service_dns_names(services, cluster_domain=cluster_domain)
-        if any(glob.matches(dns_parts(name)) for glob in globs)
+        if any(glob.matches(dns_parts(name)) for glob in globs) and _is_dns_name(name)
     )
+
+
+def _is_dns_name(name: str) -> bool:
+    try:
+        parse_dns_name(name)
+    except IdentityError:  # such as one of more than 253 characters, with a long cluster domain
+        return False
+    return True
 
 
 def wildcards(templates: Iterable[str]) -> tuple[str, ...]:

@@ -128,6 +128,18 @@ def test_an_attestor_that_cannot_tell_makes_all_its_types_unknown() -> None:
     assert decided([template_only], known).undetermined is not None
 
 
+@pytest.mark.parametrize("matching", Matching)
+def test_a_pattern_of_services_names_waits_for_what_it_is_filled_with(matching: Matching) -> None:
+    late = WorkloadError("the container is not known", reason="undetermined")
+    known = dataclasses.replace(
+        facts(services=(("shop", "web"),)), unknown={"k8s:container-name": late}
+    )
+    named = rule("named", service_dns_names=["{container_name}.{namespace}.svc"])
+    decision = decided([named, rule("next")], known, matching)
+    assert (decision.identities, decision.undetermined) == ((), late)
+    assert decision.problems == ()
+
+
 @pytest.mark.parametrize(
     ("found", "template"),
     [
@@ -180,6 +192,19 @@ def test_the_types_that_rules_ask_for() -> None:
     assert selector_types(rules) == {"unix:path", "k8s:container-name"}
     labelled = rule(spiffe_id="spiffe://{trust_domain}/{pod_label:a.b/c}")
     assert "k8s:pod-label:a.b/c" in selector_types([labelled])
+    named = rule(service_dns_names=["{container_name}.{namespace}.svc"])
+    assert selector_types([named]) == {"k8s:ns", "k8s:container-name"}
+
+
+def test_a_name_of_a_service_that_no_certificate_can_have_costs_nobody_an_identity() -> None:
+    zone = ".".join(["z" * 50] * 3)
+    defaults = dataclasses.replace(DEFAULTS, cluster_domain=zone)
+    services = (("shop", "w" * 63), ("n" * 63, "w" * 63), ("shop", "Not_A_Label"))
+    one = rule(service_dns_names=["**.svc." + zone])
+    (identity,) = decide(
+        [one], facts(services=services), matching=Matching.FIRST, defaults=defaults
+    ).identities
+    assert identity.dns_names == (f"{'w' * 63}.shop.svc.{zone}",)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,32 @@ def lines(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return differences(one, two)
 
 
+def test_a_comma_in_a_path_is_told_apart_from_two_paths() -> None:
+    one, two = ({"paths": paths} for paths in (["/a,/b"], ["/a", "/b"]))
+    allowed = made(
+        {"from": f"{S}/web", "to": f"{S}/db", "requests": [one]},
+        {"from": f"{S}/ops", "to": f"{S}/db", "requests": [two]},
+    )
+    # Envoy keeps policies by name: rules of one name would become one, which Envoy refuses.
+    assert shown(allowed.enforced) == {
+        r"example.org: /a\,/b": [f"{S}/web"],
+        "example.org: /a,/b": [f"{S}/ops"],
+    }
+    before, after = (
+        {"allow": [{"from": f"{S}/web", "to": f"{S}/db", "requests": [each]}]}
+        for each in (one, two)
+    )
+    assert lines(before, after) == [rf"allow: what {S}/web may ask of {S}/db: /a\,/b becomes /a,/b"]
+
+
+def test_a_text_that_looks_like_a_list_is_told_apart_from_one() -> None:
+    before, after = (
+        {"workloads": [{"name": "web", "match": {"k8s:sa": value}, "spiffe_id": f"{S}/web"}]}
+        for value in ("[web]", ["web"])
+    )
+    assert lines(before, after) == ["workloads: web.match.k8s:sa: '[web]' becomes ['web']"]
+
+
 def test_differences_in_requests_are_told_in_words() -> None:
     plain = {"from": f"{S}/web", "to": f"{S}/db"}
     limited = {**plain, "requests": [GET]}
