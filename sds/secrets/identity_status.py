@@ -34,6 +34,7 @@ class IdentityStatus:
         attempts: how many attempts failed since the last success.
         reason: the reason of the last failure.
         message: the text of the last failure.
+        wanted: whether somebody may have it now; False at rest, and before its first caller.
     """
 
     identity: Identity
@@ -45,6 +46,7 @@ class IdentityStatus:
     attempts: int = 0
     reason: str = ""
     message: str = ""
+    wanted: bool = True
 
 
 def reason_of(error: SdsError) -> str:

@@ -207,14 +207,13 @@ class Rotation:
     def _status(self, identity: Identity, managed: HeldIdentity) -> IdentityStatus:
         stored = self._store.svid(identity)
         lease, failure = managed.state.lease, managed.state.failure
+        renew_at = None
         if lease is not None:
             condition: Condition = "valid"
+            renew_at = lease.received.wall + timedelta(seconds=lease.renew_after)
         else:
             curable = failure is None or failure.error.retriable
             condition = "waiting" if curable else "refused"
-        renew_at = None
-        if lease is not None:
-            renew_at = lease.received.wall + timedelta(seconds=lease.renew_after)
         return IdentityStatus(
             identity=identity,
             condition=condition,
@@ -225,6 +224,7 @@ class Rotation:
             attempts=failure.attempts if failure else 0,
             reason=reason_of(failure.error) if failure else "",
             message=str(failure.error) if failure else "",
+            wanted=managed.wanted > 0,
         )
 
     # --- running --------------------------------------------------------------------------------

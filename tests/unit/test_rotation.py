@@ -735,8 +735,10 @@ async def test_an_identity_at_rest_is_kept_and_not_renewed() -> None:
         remaining = (stored.svid.not_after - w.clock.wall).total_seconds()
         await w.clock.advance(remaining * 0.9)
         assert w.serial() == serial
+        wanted = [one.wanted for one in w.rotation.status()]
         w.rotation.rest(WEB, resting=False)
         await w.renewed(seconds=5)
+        assert [*wanted, *(one.wanted for one in w.rotation.status())] == [False, True]
         w.rotation.rest(WEB, resting=True)
         await w.clock.advance(2 * WEB.lifetime.total_seconds())
         assert w.store.svid(WEB) is None

@@ -99,7 +99,7 @@ class StoreCollector:
     """Reads the store and the wanted identities when scraped.
 
     Attributes:
-        wanted: every identity that the agent should serve; the owner of rotation sets it.
+        wanted: every identity that the agent keeps; the owner of rotation sets it.
     """
 
     def __init__(self, store: MeteredStore, clock: Clock, registry: CollectorRegistry) -> None:
@@ -112,9 +112,15 @@ class StoreCollector:
     def collect(self) -> Iterable[Metric]:
         """Return the samples of this moment (a custom collector of prometheus-client)."""
         served = list(self._store.svids().values())
-        wanted = self.wanted()
+        kept = self.wanted()
+        wanted = [one for one in kept if one.wanted]
         yield _gauge("sds_svids", "SVIDs that are served.", len(served))
-        yield _gauge("sds_identities_wanted", "Identities that are wanted.", len(wanted))
+        yield _gauge(
+            "sds_identities_wanted",
+            "Identities that somebody may have now; not those that are minted ahead, or kept for "
+            "callers that may come back.",
+            len(wanted),
+        )
         yield _gauge(
             "sds_identities_served",
             "Identities that are wanted and have a valid SVID.",
@@ -131,6 +137,9 @@ class StoreCollector:
             "Names that streams subscribe to, over all streams.",
             self._store.subscription_count(),
         )
+        # Nothing renews the others, and nobody waits for them: they are not late.
+        idle = {one.identity for one in kept if not one.wanted}
+        served = [one for one in served if one.svid.identity not in idle]
         yield from self._expiry(served, [one for one in wanted if _is_expired(one)])
 
     def _expiry(self, served: list[StoredSvid], expired: list[IdentityStatus]) -> Iterable[Metric]:
@@ -139,14 +148,14 @@ class StoreCollector:
         first = heapq.nsmallest(MAX_IDENTITIES, served, key=lambda stored: stored.svid.not_after)
         least = GaugeMetricFamily(
             "sds_svid_not_after_min_timestamp_seconds",
-            "When the next SVID expires; absent while none is served.",
+            "When the next wanted SVID expires; absent while none is served.",
         )
         if first:
             least.add_metric([], first[0].svid.not_after.timestamp())
         yield least
         expiry = GaugeMetricFamily(
             "sds_svid_not_after_timestamp_seconds",
-            "When the SVID expires; the 200 that expire first.",
+            "When the SVID expires; of those that are wanted, the 200 that expire first.",
             labels=["spiffe_id"],
         )
         left = GaugeMetricFamily(

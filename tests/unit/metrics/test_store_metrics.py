@@ -9,6 +9,7 @@ from sds.clock import Instant
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.operations.metrics.families import AgentFamilies
 from sds.operations.metrics.store import MAX_IDENTITIES, MeteredStore, StoreCollector
+from sds.secrets.identity_status import IdentityStatus
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import Svid
 
@@ -109,6 +110,41 @@ def test_expiry_is_exported_by_identity_and_as_a_minimum(
     store.withdraw_svid(svid("a", left=1).identity)
     assert registry.get_sample_value("sds_svid_withdrawals_total") == 1
     assert registry.get_sample_value("sds_svid_remaining_ratio", a) == 0.75
+
+
+def test_what_nobody_wants_is_neither_late_nor_unserved(
+    store: MeteredStore, registry: CollectorRegistry
+) -> None:
+    """It is kept for an Envoy that restarts, or was minted ahead: nothing renews it."""
+    collector = StoreCollector(store, FixedClock(), CollectorRegistry())
+    used = svid("used", left=60)
+    others = (svid("used", left=2, dns_names=("x.test",)), svid("at-rest", left=5))
+    for one in (used, *others):
+        store.put_svid(one)
+    expired = Identity(spiffe_id=SpiffeId.parse("spiffe://a.test/expired"))
+    failing = Identity(spiffe_id=SpiffeId.parse("spiffe://a.test/failing"))
+    collector.wanted = lambda: [
+        *(
+            IdentityStatus(
+                identity=one.identity,
+                condition="valid",
+                not_after=one.not_after,
+                rotations=1,
+                wanted=one is used,
+            )
+            for one in (used, *others)
+        ),
+        IdentityStatus(identity=expired, condition="waiting", rotations=1, wanted=False),
+        IdentityStatus(identity=failing, condition="waiting", attempts=3, wanted=False),
+    ]
+    found = {one.name: one.samples for one in collector.collect()}
+    left = {one.labels["spiffe_id"]: one.value for one in found["sds_svid_remaining_ratio"]}
+    assert left == {"spiffe://a.test/used": 0.6}
+    counts = {
+        name: found[f"sds_identities_{name}"][0].value for name in ("wanted", "served", "failing")
+    }
+    assert counts == {"wanted": 1, "served": 1, "failing": 0}
+    assert found["sds_svids"][0].value == 3
 
 
 def test_identities_are_bounded_and_those_that_expire_first_are_kept(
