@@ -42,6 +42,7 @@ from sds.settings.fields import (
 )
 from sds.settings.https_url import check_host
 from sds.settings.listen import ListenAddress, host_and_port
+from sds.workload.mapping import check_trust_domain
 
 _SIGNING_KEYS = frozenset({KeyType.EC_P256, KeyType.EC_P384, KeyType.ED25519})
 _LEAVES_IN_A_ROOT = 4
@@ -398,6 +399,11 @@ class AuthorityConfig(Settings):
                         f"identities[{number}]: {format_spiffe_pattern(glob)} is not in "
                         f"{self.trust_domain}, the only trust domain that this authority signs for"
                     )
+        if self.kubernetes is not None:
+            try:
+                check_trust_domain(self.kubernetes.spiffe_id, self.trust_domain)
+            except ValueError as error:
+                raise ValueError(f"kubernetes.{error}") from error
         shortest = _LEAVES_IN_A_ROOT * self.max_lifetime
         if isinstance(self.signer, SelfSignedSection) and self.signer.lifetime < shortest:
             raise ValueError(

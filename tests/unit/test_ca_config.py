@@ -82,6 +82,7 @@ async def test_signers(tmp_path: Path) -> None:
     assert attested.authority.settings().tls == AttestedTls()
 
 
+ACCOUNT = "service_accounts: [a/b]"
 RULE = f"measurement: {'ab' * 48}, spiffe_ids: ['spiffe://example.org/a']"
 
 
@@ -100,6 +101,17 @@ RULE = f"measurement: {'ab' * 48}, spiffe_ids: ['spiffe://example.org/a']"
         (
             f"trust_domain: example.org\nidentities: [{{{RULE}, max_lifetime: 10d}}]",
             "of 30d is less than 4 times",
+        ),
+        *(
+            (
+                f"trust_domain: example.org\nkubernetes: {{{ACCOUNT}, spiffe_id: '{template}'}}",
+                f"kubernetes.spiffe_id: '{template}' {said}",
+            )
+            for template, said in (
+                ("spiffe://example.net/{namespace}", "is not in the trust domain example.org"),
+                ("spiffe://{namespace}/a", "is not in the trust domain example.org"),
+                ("spiffe://{trust_domain}", "has no path"),
+            )
         ),
         ("trust_domain: example.org\nsigner: {kind: self-signed, key_type: rsa-2048}", "key_type"),
         ("trust_domain: example.org\nsigner: {kind: other}", "signer"),

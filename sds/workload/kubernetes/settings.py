@@ -77,7 +77,10 @@ class KubernetesSettings(Settings):
         description="Put the names of Services that select a pod into its certificate.",
     )
     cluster_domain: DnsNameField = Field(
-        default="cluster.local", description="The last labels of the full names of Services."
+        default="cluster.local",
+        description="The last labels of the full names of Services. If it is another, name it in "
+        "`service_dns_names` of rules, and in `kubernetes.dns_names` of the authority: what they "
+        "are if unset has full names of `cluster.local` only.",
     )
 
 
