@@ -19,8 +19,8 @@ import click
 from click.shell_completion import CompletionItem
 
 import sds
-from sds.commands.printable import printable
 from sds.errors import ConfigurationError, SdsError
+from sds.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -28,6 +28,7 @@ from sds.outside import words_of
 from sds.policy.copied import follow_copy
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
+from sds.printable import printable
 from sds.supervision import supervised
 from sds.unix_sockets import OURS_ALONE, listening
 from sds.workload.cri.runtime import Runtime
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("sds.admission")
 _SECONDS: Final = 9.0  # less than the wrapper itself waits
 _AT_ONCE: Final = 16
+_MOST_CHARACTERS: Final = 2000
+"""The most of a reason that is told: the wrapper reads 64 KiB, and an escape has 10 bytes."""
 _PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 ADMITTED: Final = "admitted"
 
@@ -81,8 +84,8 @@ class QuestionServer:
                 if _PEER.unpack(said)[1] != os.geteuid():
                     return
                 why = await self._decide(reader)
-                answer = f"no: {why}" if why and self._enforce else "yes"
-                writer.write(" ".join(answer.split()).encode(errors="replace") + b"\n")
+                answer = f"no: {_one_line(why)}" if why and self._enforce else "yes"
+                writer.write(answer.encode() + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError) as error:
             # Without an answer the wrapper refuses.
@@ -122,6 +125,11 @@ class QuestionServer:
                 "why": error.message,
             },
         )
+
+
+def _one_line(why: str) -> str:
+    """Return a reason as the wrapper shows it, though the host chose names in it."""
+    return printable(" ".join(why[:_MOST_CHARACTERS].split()))
 
 
 async def serve(

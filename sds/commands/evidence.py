@@ -27,8 +27,8 @@ from sds.commands.collect import collect
 from sds.commands.collect import report_data as report_data_option
 from sds.commands.measure import measure
 from sds.commands.options import MOMENT, NamedPath, output, refuse_idle
-from sds.commands.printable import printable
 from sds.errors import ConfigurationError, EvidenceError
+from sds.printable import printable
 from sds.settings.yamlfile import load_file, read
 
 if TYPE_CHECKING:

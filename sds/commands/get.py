@@ -16,9 +16,9 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from sds.commands.dialled import A_WORKLOADS, CHANNEL_OPTIONS, dialled, other_socket
 from sds.commands.options import output
-from sds.commands.printable import printable
 from sds.errors import SdsError, SocketError
 from sds.outside import reading
+from sds.printable import printable
 from sds.serving.describe import describe, describe_extension, private_key, remaining
 
 if TYPE_CHECKING:

@@ -31,7 +31,6 @@ from sds.commands.policy_keys import (
     write,
 )
 from sds.commands.policy_pod import pod
-from sds.commands.printable import printable
 from sds.errors import ConfigurationError
 from sds.files import is_taken
 from sds.policy import cases, explanation
@@ -40,6 +39,7 @@ from sds.policy.document import json_schema
 from sds.policy.lint import errors, warnings
 from sds.policy.requests import Request
 from sds.policy.template import template
+from sds.printable import printable
 from sds.settings import yamlfile
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts

@@ -12,13 +12,13 @@ import click
 import yaml
 
 from sds.commands.policy_keys import DAYS, EPOCH, PATH, trust_domain_of, utc_now, write
-from sds.commands.printable import printable
 from sds.errors import ConfigurationError
 from sds.files import is_taken
 from sds.policy.istio.conversion import convert
 from sds.policy.istio.manifests import read_manifests
 from sds.policy.source import parse_source
 from sds.policy.template import template
+from sds.printable import printable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from sds.clock import SystemClock
 from sds.commands.options import MOMENT, NamedPath, output, refuse_idle
-from sds.commands.printable import printable
 from sds.errors import ConfigurationError, IdentityError, PolicyError
 from sds.files import is_folder, replace_file
 from sds.identity import parse_trust_domain
@@ -37,6 +36,7 @@ from sds.policy.keys import read_verification_key
 from sds.policy.signers import CommandSigner, TokenSigner, file_signer
 from sds.policy.source import parse_source, read_source
 from sds.policy.threshold import TrustedKeys
+from sds.printable import printable
 from sds.settings import yamlfile
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from sds.agent.admin import SERVICE
 from sds.commands.dialled import CHANNEL_OPTIONS, dialled, other_socket
 from sds.commands.options import NamedPath, output
 from sds.commands.plain import plain
-from sds.commands.printable import printable
 from sds.errors import ConfigurationError, SocketError
+from sds.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator

@@ -13,8 +13,8 @@ from sds._proto.sds.workload.v1 import whoami_pb2
 from sds.commands.dialled import A_WORKLOADS, CHANNEL_OPTIONS, dialled, other_socket
 from sds.commands.options import output
 from sds.commands.plain import plain
-from sds.commands.printable import printable
 from sds.errors import SocketError, WorkloadError
+from sds.printable import printable
 
 if TYPE_CHECKING:
     from sds._proto.sds.workload.v1.whoami_pb2 import DescribeResponse

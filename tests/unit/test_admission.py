@@ -368,6 +368,38 @@ async def test_a_fault_is_the_refusal_of_one_question(
     assert counted == 2
 
 
+class Refusing:
+    """An admission whose reason has a name that the host chose, as of a container."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def decide(self, _question: Question) -> None:
+        raise WorkloadError(f"no rule lists {self.name}", reason="admission_not_listed")
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J\u202eb\x9b\ud800", "a\nyes", "é" * 100_000])
+async def test_a_name_that_the_host_chose_is_shown_in_one_line_without_effect(
+    tmp_path: Path, name: str
+) -> None:
+    """The answer comes to logs and events, and the wrapper reads no more than 64 KiB of it."""
+    server = QuestionServer(
+        Refusing(name),  # type: ignore[arg-type]
+        enforce=True,
+        observer=AdmissionInstruments(clock=SystemClock()),
+    )
+    path = str(tmp_path / "sock")
+    async with await asyncio.start_unix_server(server.answer, path=path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(question(b"{}"))
+        said = await reader.read()
+        writer.close()
+    text = said.decode().removesuffix("\n")
+    assert text.startswith("no: admission_not_listed: no rule lists ")
+    assert text.isprintable()
+    assert len(said) < 64 << 10
+
+
 @pytest.mark.parametrize("decision", [*UNADMITTED, *UNREAD])
 def test_the_first_refusal_is_a_rise(decision: str) -> None:
     """A counter that appears with 1 does not rise for Prometheus, so its alert would be silent."""

@@ -1,4 +1,4 @@
-"""Makes text of others safe to print on a terminal.
+"""Makes text of others safe to show in a line of a terminal or of an event.
 
 Invariant: text from a client, a peer or a file neither ends a line nor controls the terminal.
 """
