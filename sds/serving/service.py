@@ -289,6 +289,8 @@ class SecretService:
             self._catalog.forget_svid(identity)
         if bundles:
             self._catalog.forget_contexts()
+            if self.options.tickets is not None:
+                self.unsent.retired()  # ticket keys were replaced with the contexts
         concerned = list(self._sessions.values()) if bundles else self._by_identity.find(identities)
         for session in concerned:
             session.changed(change.keys)
