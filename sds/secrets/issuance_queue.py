@@ -333,7 +333,7 @@ def _verified(
     identity: Identity, key: PrivateKey, outcome: IssuedChain | SdsError, answered: _Answered
 ) -> Credentials | NoCredentials:
     if not isinstance(outcome, IssuedChain):
-        return NoCredentials(error=outcome, draw=answered.draw)
+        return NoCredentials(error=without_frames(outcome), draw=answered.draw)
     try:
         verified = verify_svid_chain(
             outcome.chain,

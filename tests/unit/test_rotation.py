@@ -21,7 +21,12 @@ from hypothesis import strategies as st
 from sds import faults
 from sds.agent.node_socket import StoreKeeper
 from sds.clock import Instant
-from sds.errors import AuthorityUnavailableError, SdsError, SecretWipedError
+from sds.errors import (
+    AuthorityRefusedError,
+    AuthorityUnavailableError,
+    SdsError,
+    SecretWipedError,
+)
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
 from sds.secrets.roots import settling_left
 from sds.secrets.roots_poll import pause_seconds
@@ -406,6 +411,21 @@ async def test_the_error_of_a_failed_request_keeps_no_key() -> None:
         w.authority.failure = None
         w.authority.root = FakeAuthority(w.clock).root  # raised where the certificate meets its key
         await w.clock.until(lambda: len({type(e) for e in w.failures.seen}) == 2, seconds=100)
+        assert [frames(error) for error in w.failures.seen if frames(error)] == []
+
+
+async def test_the_error_of_one_certificate_keeps_no_token_with_which_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refusal(_item: object) -> AuthorityRefusedError:
+        error = AuthorityRefusedError("no", wire_reason="measurement_not_allowed")
+        with contextlib.suppress(AuthorityRefusedError):
+            raise error
+        return error
+
+    async with world(WEB) as w:
+        monkeypatch.setattr(w.authority, "_outcome", refusal)
+        await w.clock.until(lambda: bool(w.failures.seen), seconds=100)
         assert [frames(error) for error in w.failures.seen if frames(error)] == []
 
 
