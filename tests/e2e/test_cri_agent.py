@@ -82,7 +82,7 @@ async def test_a_pods_identity_ends_with_the_first_container_that_is_not_listed(
             node = Node(folder)
             settings = {
                 "attestors": ["cri"],
-                "hold": "200ms",
+                "hold": "3s",
                 "cri": {
                     "socket": runtime.socket,
                     "runtime_directories": list(runtime.directories),
