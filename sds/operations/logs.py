@@ -28,6 +28,7 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _MAX_VALUE_CHARACTERS: Final = 2000
 _BARE: Final = re.compile(r'[^ "=]+')
+_LIKE_A_FIELD: Final = re.compile(r"(?:^|\s)\w+=")
 _JSON: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -182,5 +183,7 @@ def _quoted(value: object) -> str:
 
 
 def _quoted_message(text: str) -> str:
-    """Quote a message, so that it can neither break the line nor forge a second one."""
-    return text if text.isprintable() else json.dumps(text)
+    """Quote a message that could break the line, forge a second one, or be read as a field."""
+    if not text.isprintable():
+        return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False) if _LIKE_A_FIELD.search(text) else text

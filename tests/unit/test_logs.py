@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import weakref
@@ -54,6 +55,17 @@ def test_an_event_is_one_line_whatever_is_in_it(output: io.StringIO, nasty: str)
     assert len(text.splitlines()) == 1
     assert "\x1b" not in text
     assert "\r" not in text
+
+
+@pytest.mark.parametrize("said", ["reason=issued", 'é: "x" reason=issued', "x\treason=issued"])
+def test_what_others_say_in_an_event_is_no_field_of_it(restored: None, said: str) -> None:
+    """Whoever is refused chose the words, and a reader of the text looks for ``reason=``."""
+    stream = io.StringIO()
+    logs.configure(style="text", stream=stream)
+    LOGGER.warning("certificate refused: %s", said, extra={"reason": "identity"})
+    quoted = re.sub(r'"(?:[^"\\]|\\.)*"', '""', stream.getvalue())
+    assert re.findall(r"\breason=\S+", quoted) == ["reason=identity"]
+    assert json.dumps(said, ensure_ascii=False)[1:-1] in stream.getvalue()
 
 
 def test_an_exception_stays_on_its_line(output: io.StringIO) -> None:
