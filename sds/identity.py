@@ -29,6 +29,8 @@ _DNS_NAME = re.compile(
 )
 _SCHEME = "spiffe://"
 _MAX_SPIFFE_ID_BYTES = 2048
+MAX_DNS_NAMES = 100
+"""The most DNS names of one certificate: an authority refuses a request for more."""
 
 
 class KeyType(enum.StrEnum):

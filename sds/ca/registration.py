@@ -26,7 +26,7 @@ from sds.exchange.challenge import (
     attested_csr_report_data,
     request_report_data,
 )
-from sds.identity import SpiffeId, TrustDomain, parse_dns_name
+from sds.identity import MAX_DNS_NAMES, SpiffeId, TrustDomain, parse_dns_name
 from sds.pki import certificate_der, csr_public_key, key_type_of, spki_sha256
 from sds.policy.nodes import RequestedCertificate
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.pki import PublicKey
 
-MAX_DNS_NAMES: Final = 100
-"""The most DNS names of one certificate."""
 MAX_CSR_BYTES: Final = 16 * 1024
 """The longest CSR of one item; with an RSA key of 4096 bits it has 1.3 KiB."""
 MAX_ATTESTED_CSR_BYTES: Final = 256 * 1024

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 from pydantic import AfterValidator, Field
 
 from sds.errors import IdentityError, WorkloadError
-from sds.identity import Identity, KeyType, SpiffeId, parse_dns_name
+from sds.identity import MAX_DNS_NAMES, Identity, KeyType, SpiffeId, parse_dns_name
 from sds.rules.glob import check_text_pattern, text_matches
 from sds.rules.pattern import parse_dns_pattern
 from sds.rules.template import check_result, check_template, fill, template_fields
@@ -206,7 +206,7 @@ class Decision:
     Attributes:
         granted: identities in the order of the rules; the first is ``default``. It may be empty.
         undetermined: why it cannot be decided yet; then nothing is granted.
-        problems: rules that matched but whose templates gave no valid name, as text.
+        problems: rules that matched but whose templates gave no valid name, or too many, as text.
     """
 
     granted: tuple[MatchedRule, ...] = ()
@@ -239,7 +239,9 @@ def decide(
         if not _matches(rule, found):
             continue
         try:
-            granted.append(MatchedRule(rule=rule.name, identity=_identity(rule, facts, defaults)))
+            identity, problem = _identity(rule, facts, defaults)
+            problems += problem
+            granted.append(MatchedRule(rule=rule.name, identity=identity))
         except IdentityError as error:
             problems.append(f"rule {rule.name}: {error}")
         if matching is Matching.FIRST:
@@ -306,22 +308,42 @@ def _holds(rule: WorkloadRule, selector_type: str, found: _Found) -> bool:
     )
 
 
-def _identity(rule: WorkloadRule, facts: Facts, defaults: Defaults) -> Identity:
-    names = {_fill(template, facts, defaults) for template in rule.dns_names}
+def _names_of_services(rule: WorkloadRule, facts: Facts, defaults: Defaults) -> frozenset[str]:
     templates = rule.service_dns_names
     if templates is None:
         templates = defaults.service_dns_names
-    if facts.services and templates:
-        patterns = [_fill(template, facts, defaults) for template in templates]
-        names |= bounded_names(
-            facts.services, cluster_domain=defaults.cluster_domain, patterns=patterns
+    if not (facts.services and templates):
+        return frozenset()
+    patterns = [_fill(template, facts, defaults) for template in templates]
+    return bounded_names(facts.services, cluster_domain=defaults.cluster_domain, patterns=patterns)
+
+
+def _identity(
+    rule: WorkloadRule, facts: Facts, defaults: Defaults
+) -> tuple[Identity, tuple[str, ...]]:
+    """Return the identity, and why no name of a Service is in it if they are too many.
+
+    An authority would refuse it as a whole, and whoever makes Services must not take identities.
+    """
+    names = frozenset(_fill(template, facts, defaults) for template in rule.dns_names)
+    problem: tuple[str, ...] = ()
+    every = names | _names_of_services(rule, facts, defaults)
+    if len(every) <= MAX_DNS_NAMES:
+        names = every
+    elif every != names:
+        text = (
+            f"rule {rule.name}: with the names of Services the caller has {len(every)} DNS names, "
+            f"and a certificate has at most {MAX_DNS_NAMES}: none of the Services' names counts "
+            "(make service_dns_names narrower, or let fewer Services select the pod)"
         )
-    return Identity(
+        problem = (text,)
+    identity = Identity(
         spiffe_id=SpiffeId.parse(_fill(rule.spiffe_id, facts, defaults)),
         dns_names=tuple(names),
         lifetime=rule.lifetime or defaults.lifetime,
         key_type=rule.key_type or defaults.key_type,
     )
+    return identity, problem
 
 
 def selector_of_field(name: str) -> str:

@@ -62,7 +62,7 @@ class RecognitionLog:
         for problem in decision.problems:
             if self._times(problem, decision, now) is not None:
                 about = {**extra, "problem": problem}
-                _LOG.warning("a workload rule gave no valid name", extra=about)
+                _LOG.warning("a workload rule did not give all its names", extra=about)
 
     def _times(self, about: str, decision: Decision, now: float) -> int | None:
         """Return how often this decision was made since the last log line, if one is due."""

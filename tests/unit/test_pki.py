@@ -19,8 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sds import errors, pki
 from sds.attestation.pem import der_certificates
-from sds.ca.registration import MAX_DNS_NAMES
-from sds.identity import Identity, KeyType, SpiffeId
+from sds.identity import MAX_DNS_NAMES, Identity, KeyType, SpiffeId
 from tests.support.certificates import NO_CA, NOW, Signer, Wish, ca_wish, key_usage, self_signed
 from tests.support.refusals import refused
 

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from sds.errors import KubernetesError, WorkloadError
-from sds.identity import KeyType, SpiffeId, parse_trust_domain
+from sds.identity import MAX_DNS_NAMES, KeyType, SpiffeId, parse_trust_domain
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import (
@@ -194,6 +194,22 @@ def test_the_types_that_rules_ask_for() -> None:
     assert "k8s:pod-label:a.b/c" in selector_types([labelled])
     named = rule(service_dns_names=["{container_name}.{namespace}.svc"])
     assert selector_types([named]) == {"k8s:ns", "k8s:container-name"}
+
+
+def test_services_with_more_names_than_a_certificate_has_cost_nobody_an_identity() -> None:
+    def asked(count: int, given: WorkloadRule) -> Decision:
+        services = tuple(("shop", f"s{number}") for number in range(count))
+        return decided([given], facts(services=services))
+
+    usual = rule(dns_names=["own.test"])
+    (most,) = asked(33, usual).identities
+    assert len(most.dns_names) == MAX_DNS_NAMES
+    too_many = asked(34, usual)
+    assert [identity.dns_names for identity in too_many.identities] == [("own.test",)]
+    assert "103 DNS names, and a certificate has at most 100" in too_many.problems[0]
+    narrower = rule(dns_names=["own.test"], service_dns_names=["*.{namespace}.svc"])
+    (narrow,) = asked(99, narrower).identities
+    assert len(narrow.dns_names) == MAX_DNS_NAMES
 
 
 def test_a_name_of_a_service_that_no_certificate_can_have_costs_nobody_an_identity() -> None:
