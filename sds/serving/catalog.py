@@ -330,7 +330,8 @@ class Catalog:
             return None
         parts = _parts(bundles)
         own = caller.identities[0].spiffe_id.trust_domain
-        strong = strong or self._spiffe_validator or set(bundles) != {own}
+        # Also while a foreign bundle is missing: our roots vouch for no foreign name meanwhile.
+        strong = strong or self._spiffe_validator or set(context.trust_domains) != {own}
         scope = (name, caller.identities)
         key = (*scope, context.matchers, parts, strong)
         resource = self._contexts.get(key)

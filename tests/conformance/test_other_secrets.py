@@ -158,6 +158,23 @@ async def test_contexts_by_policy(tmp_path: Path) -> None:
         assert secrets(response)["inbound"].validation_context.match_typed_subject_alt_names
 
 
+async def test_our_roots_vouch_for_no_foreign_name_while_the_foreign_bundle_is_missing(
+    tmp_path: Path,
+) -> None:
+    policy = Policy()
+    policy.domains = (TD, OTHER)
+    policy.inbound_matchers += (SanMatcher("exact", f"spiffe://{OTHER}/gate"),)
+    options = ServingOptions(peers=policy)
+    async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
+        stream = Sotw(connection)
+        found = secrets(await stream.get("inbound"))["inbound"]
+        assert not found.validation_context.trusted_ca.inline_bytes
+        assert list(validator(found)) == [TD]
+        at.store.put_bundle(OTHER, [root("other").der])
+        at.service.refresh()
+        assert list(validator(secrets(await stream.next())["inbound"])) == [TD, OTHER]
+
+
 # --- anchors that are no roots ------------------------------------------------------------------
 
 
