@@ -44,10 +44,10 @@ class WhoamiService:
         except WorkloadError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         return whoami_pb2.DescribeResponse(
-            name=found.name,
+            name=_text(found.name),
             pid=found.pid,
             selectors=[
-                whoami_pb2.Selector(type=each.type, value=each.value)
+                whoami_pb2.Selector(type=each.type, value=_text(each.value))
                 for each in sorted(found.selectors)
             ],
             identities=[
@@ -61,6 +61,11 @@ class WhoamiService:
                 for grant in found.granted
             ],
             state=found.state,
-            why=found.why,
-            details=found.details,
+            why=_text(found.why),
+            details=map(_text, found.details),
         )
+
+
+def _text(found: str) -> str:
+    """Return text that protobuf takes: Linux allows names that are not UTF-8, as does JSON."""
+    return found.encode(errors="backslashreplace").decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -22,9 +23,10 @@ from sds.serving.workload_api import WorkloadApi
 from sds.transport.budget import Budgets
 from sds.unix_sockets import listening
 from sds.workload import whoami
-from sds.workload.connected import entitlement_of
+from sds.workload.connected import CallerDescription, entitlement_of
+from sds.workload.entitlement import Selector
 from sds.workload.front_door import FrontDoor
-from sds.workload.recognition import Recogniser, Timing
+from sds.workload.recognition import Recogniser, Recognition, Timing
 from tests.support.front_door import Keeper, rules, unix
 
 if TYPE_CHECKING:
@@ -130,6 +132,25 @@ async def test_an_unrecognised_caller_may_ask_who_it_is(node: Node) -> None:
     said = whoami_pb2.DescribeResponse.FromString(answer)
     assert said.state == "no_match"
     assert {each.type for each in said.selectors} >= {"unix:uid", "unix:gid"}
+
+
+@pytest.mark.parametrize("node", [OURS], indirect=True)
+async def test_a_caller_whose_executable_has_no_name_in_utf_8_may_ask_who_it_is(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux allows any byte in a name, and protobuf has no text for it."""
+    described = Recognition.describe
+
+    async def describe(caller: Recognition) -> CallerDescription:
+        found = Selector("unix:path", os.fsdecode(b"/opt/x\xff"))
+        return replace(
+            await described(caller), selectors=frozenset({found}), details=(found.value,)
+        )
+
+    monkeypatch.setattr(Recognition, "describe", describe)
+    (answer,) = await node.answers(whoami.METHOD)
+    said = whoami_pb2.DescribeResponse.FromString(answer)
+    assert [each.value for each in said.selectors] == ["/opt/x\\udcff"] == list(said.details)
 
 
 @pytest.mark.parametrize("node", [OURS], indirect=True)
