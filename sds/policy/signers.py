@@ -60,7 +60,7 @@ class CommandSigner:
     Ed25519, DER for ECDSA (over SHA-256 for P-256, SHA-384 for P-384).
     """
 
-    command: str
+    command: str = field(repr=False)
     key: VerificationKey
 
     def sign(self, payload: bytes) -> Any:
@@ -73,7 +73,7 @@ class CommandSigner:
             words = shlex.split(self.command)
         except ValueError as error:
             raise PolicyError(
-                f"the signer command {self.command[:200]!r} cannot be split into words: {error}",
+                f"the signer command cannot be split into words: {error}",  # it may have a PIN
                 reason="policy_signing",
                 advice="close each quote",
             ) from error

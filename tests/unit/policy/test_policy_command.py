@@ -270,10 +270,12 @@ def test_an_external_signer(folder: Path) -> None:
     wrong = external("carol.key", "bob.pub")
     assert wrong.exit_code == 1
     assert "is not valid under it" in wrong.stderr
-    words = ("--signer-command", "sign 'it", "--public-key", folder / "bob.pub", "--out", "x")
+    command = ("--signer-command", "sign --pin 271828 'it")
+    words = (*command, "--public-key", folder / "bob.pub", "--out", "x")
     unfinished = run("sign", folder / "policy.yaml", *words)
     assert unfinished.exit_code == 1
     assert "cannot be split into words: No closing quotation" in unfinished.stderr
+    assert "271828" not in unfinished.stderr
     failed = external("nothing.key", "bob.pub")
     assert failed.exit_code == 1
     assert "failed with status" in failed.stderr
