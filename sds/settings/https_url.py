@@ -1,7 +1,8 @@
 """Checks configured HTTPS URLs when they are read, not when they are first used.
 
 Owns the check. Invariant: a valid URL has a host that can be looked up and a port that can be
-connected to, so that a typo is refused with its field and never appears later.
+connected to, so that a typo is refused with its field and never appears later; no message repeats a
+password.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 _ADVICE: Final = "write it as https://host[:port]/path"
+_USER: Final = re.compile(r"//[^/?#\s]*@")
 _VISIBLE: Final = re.compile(r"[!-~]{1,2048}", re.ASCII)
 # RFC 1123, section 2.1: letters of either case; underscores occur in names of services.
 _HOST: Final = re.compile(
@@ -32,7 +34,13 @@ def check_https_url(text: str) -> str:
     try:
         return _check(text)
     except ValueError as error:
-        raise ValueError(f"{text[:300]!r} is not a usable URL: {error}; {_ADVICE}") from None
+        seen = without_password(text)[:300]
+        raise ValueError(f"{seen!r} is not a usable URL: {error}; {_ADVICE}") from None
+
+
+def without_password(text: str) -> str:
+    """Return a text for a message, without what stands before the host of a URL in it."""
+    return _USER.sub("//…@", text)
 
 
 def _check(text: str) -> str:

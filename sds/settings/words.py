@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from sds.settings.https_url import without_password
+
 _LONGEST_SHOWN: Final = 80
 _HEX: Final = re.compile(r"\^\[0-9a-f\]\{(\d+)\}\$")
 _PATTERNS: Final[dict[str, str]] = {
@@ -104,5 +106,5 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     kind = "the text" if isinstance(value, str) else "the number"
-    text = repr(value)
+    text = without_password(repr(value))
     return f"{kind} {text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + '…'}"

@@ -7,6 +7,7 @@ import pytest
 from sds.errors import ConfigurationError
 from sds.federation.endpoint import BundleServer
 from sds.settings.https_url import check_https_url
+from sds.settings.words import shown
 
 USABLE = [
     "https://bundle.example.org",
@@ -59,3 +60,11 @@ def test_a_typo_is_refused_where_it_is_read(text: str) -> None:
     str(caught.value).encode()  # what is said can be written to a log
     with pytest.raises(ConfigurationError):
         BundleServer(url=text)
+
+
+def test_a_password_is_in_no_message() -> None:
+    with pytest.raises(ValueError, match="has a user name or password") as caught:
+        check_https_url("https://user:271828@example.org/b")
+    assert "271828" not in str(caught.value)
+    assert "example.org/b" in str(caught.value)
+    assert "271828" not in shown("https://user:271828@example.org/b")
