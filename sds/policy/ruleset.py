@@ -119,6 +119,8 @@ class RuleLimits(PolicyModel):
 class Requests(PolicyModel):
     """Requests that are allowed together: each field that is given must match.
 
+    A field that is written without a value is an error: it would allow more than its author meant.
+
     Attributes:
         methods: HTTP methods, upper case.
         paths: patterns of paths after normalization: ``*`` for (the rest of) one segment, ``**``
@@ -127,10 +129,10 @@ class Requests(PolicyModel):
         ports: ports of the server's listener; the only field that a TCP filter sees.
     """
 
-    methods: Annotated[list[Method], Field(min_length=1)] | None = None
-    paths: Annotated[list[PathPattern], Field(min_length=1)] | None = None
-    hosts: Annotated[list[HostPattern], Field(min_length=1)] | None = None
-    ports: Annotated[list[Port], Field(min_length=1)] | None = None
+    methods: Annotated[list[Method], Field(min_length=1)] = []
+    paths: Annotated[list[PathPattern], Field(min_length=1)] = []
+    hosts: Annotated[list[HostPattern], Field(min_length=1)] = []
+    ports: Annotated[list[Port], Field(min_length=1)] = []
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -141,15 +143,15 @@ class Requests(PolicyModel):
     def pattern(self) -> RequestPattern:
         """Return the pattern as decisions take it; the order of listed values has no meaning."""
         return RequestPattern(
-            methods=tuple(sorted(set(self.methods or ()))),
+            methods=tuple(sorted(set(self.methods))),
             paths=_in_order(self.paths),
             hosts=_in_order(self.hosts),
-            ports=tuple(sorted(set(self.ports or ()))),
+            ports=tuple(sorted(set(self.ports))),
         )
 
 
-def _in_order(globs: list[Glob] | None) -> tuple[Glob, ...]:
-    return tuple(sorted(set(globs or ()), key=lambda glob: (glob.parts, glob.rest)))
+def _in_order(globs: list[Glob]) -> tuple[Glob, ...]:
+    return tuple(sorted(set(globs), key=lambda glob: (glob.parts, glob.rest)))
 
 
 class AllowRule(PolicyModel):
@@ -165,12 +167,12 @@ class AllowRule(PolicyModel):
 
     from_: Annotated[Patterns, Field(alias="from")]
     to: Patterns
-    requests: Annotated[list[Requests], Field(min_length=1)] | None = None
+    requests: Annotated[list[Requests], Field(min_length=1)] = []
     requests_enforce: StrictBool = True
 
     def request_patterns(self) -> tuple[RequestPattern, ...]:
         """Return what they may ask for, each once; empty means everything."""
-        patterns = {requests.pattern(): None for requests in self.requests or ()}
+        patterns = {requests.pattern(): None for requests in self.requests}
         return tuple(sorted(patterns, key=str))
 
 

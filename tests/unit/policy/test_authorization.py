@@ -123,6 +123,14 @@ def test_long_names_are_cut_and_stay_apart() -> None:
 @pytest.mark.parametrize(
     ("requests", "said"),
     [
+        (None, r"allow\[0\].requests: expected a list, found nothing"),
+        *(
+            (
+                [{"ports": [80], "hosts": ["a"], name: None}],
+                f"{name}: expected a list, found nothing",
+            )
+            for name in ("methods", "paths", "hosts", "ports")
+        ),
         ([], "1 or more entries"),
         ([{}], "name methods, paths, hosts or ports"),
         ([{"methods": []}], "1 or more entries"),
