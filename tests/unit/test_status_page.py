@@ -51,6 +51,24 @@ def test_everything_is_shown_and_nothing_is_loaded_or_run() -> None:
         assert text in found.text, text
 
 
+def test_what_clients_and_peers_say_controls_no_terminal_and_turns_no_text() -> None:
+    """People read the page with curl, too; U+202E turns what follows it in a browser."""
+    said = "\x1b[2J\x9b\u202e\u200b\ud800\r\n"
+    (client, *_), (error, *_) = troubled().clients, troubled().errors
+    state = dataclasses.replace(
+        troubled(),
+        authority=said,
+        warnings=(said,),
+        identities=(dataclasses.replace(identity("a", left=0.5), message=said, reason=said),),
+        clients=(dataclasses.replace(client, node=said, workload=said),),
+        errors=(dataclasses.replace(error, about=said, words=said),),
+    )
+    text = page(state, nonce="n")
+    assert not {*text} & {*said} - {"[", "2", "J", "\n"}
+    assert text.count("\\x1b[2J\\x9b\\u202e\\u200b\\ud800\\r\\n") == 8
+    text.encode()
+
+
 @pytest.mark.parametrize(
     ("left", "error", "health"),
     [

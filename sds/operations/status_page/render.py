@@ -1,7 +1,7 @@
 """Renders the page as HTML by Jinja2 with autoescape, and gives the words of the template.
 
-Invariants: every value is escaped; lists are bounded and say how many entries they leave out;
-nothing is loaded and no script runs (the page says so to the browser in its
+Invariants: every value is escaped, its control characters too; lists are bounded and say how many
+entries they leave out; nothing is loaded and no script runs (the page says so to the browser in its
 Content-Security-Policy); meaning is never carried by colour alone.
 """
 
@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from sds.operations.state import IdentityHealth
 from sds.operations.status_page.style import STYLE
+from sds.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +31,16 @@ _SIGNS: Final = {
     IdentityHealth.WAITING: "…",
 }
 _KINDS: Final = {"ACKed": "good", "sent": "late", "NACKed": "bad", "waiting": "waiting"}
-_TEMPLATE: Final = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-    files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-)
+
+
+def _shown(value: object) -> object:
+    """Return a value as it is shown: what others say turns no text and controls no terminal."""
+    return printable(value) if type(value) is str else value  # not Markup, which is our own
+
+
+_TEMPLATE: Final = Environment(
+    autoescape=True, undefined=StrictUndefined, finalize=_shown
+).from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
 
 
 def page(state: AgentState, *, nonce: str, refresh_seconds: int = 5) -> str:
