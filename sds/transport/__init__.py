@@ -28,6 +28,7 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``budget``            what each owner of connections uses
 ``usage``             what each owner uses, in plain values for people and metrics
 ``owner_lines``       the log lines that an owner causes
+``of_loop``           objects of which each event loop has one
 ``turns``             whose turn it is on the event loop
 ``input_readiness``   which sockets have input
 ``unread``            what the kernel keeps of our output until a client reads it

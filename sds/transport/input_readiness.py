@@ -14,10 +14,10 @@ while no socket is watched there is no epoll.
 from __future__ import annotations
 
 import select
-import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 from sds.faults import report
+from sds.transport.of_loop import OfLoop
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,25 +27,13 @@ MOST_AT_ONCE: Final = 256
 _INPUT_ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
 
 
-class InputReadiness:
-    """The sockets of one event loop; :meth:`of` gives them."""
-
-    _of: ClassVar[weakref.WeakValueDictionary[Any, InputReadiness]] = weakref.WeakValueDictionary()
-    """By loop; each socket keeps the object, which refers to the loop and its sockets."""
+class InputReadiness(OfLoop):
+    """The sockets of one event loop; ``of`` gives them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        super().__init__(loop)
         self._epoll: select.epoll | None = None
         self._tell: dict[int, Callable[[], None]] = {}
-
-    @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> InputReadiness:
-        """Return the sockets of a loop."""
-        found = cls._of.get(loop)
-        if found is None:
-            found = cls(loop)
-            cls._of[loop] = found
-        return found
 
     def expect(self, descriptor: int, tell: Callable[[], None]) -> None:
         """Call ``tell`` once, in a later turn, when the socket has input or has come to its end.

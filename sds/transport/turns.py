@@ -15,12 +15,12 @@ as much. On a busy machine this also counts the time of others, so turns become 
 from __future__ import annotations
 
 import time
-import weakref
 from collections import OrderedDict, deque
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sds.faults import report
+from sds.transport.of_loop import OfLoop
 
 if TYPE_CHECKING:
     import asyncio
@@ -47,15 +47,11 @@ _LEAST_REST_SECONDS: Final = 0.001
 _NEVER: Final = float("inf")
 
 
-class Turns:
-    """The turns of one event loop; :meth:`of` gives them."""
-
-    _of: ClassVar[weakref.WeakValueDictionary[Any, Turns]] = weakref.WeakValueDictionary()
-    """By loop. Who uses the turns keeps them: as they refer to the loop and to what waits, nothing
-    of a closed loop would ever be freed if they were kept here."""
+class Turns(OfLoop):
+    """The turns of one event loop; ``of`` gives them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        super().__init__(loop)
         self._clock = time.perf_counter
         self._jobs: dict[Account, OrderedDict[Hashable, deque[Job]]] = {}
         """Waiting jobs, by the account that pays and by connection."""
@@ -75,15 +71,6 @@ class Turns:
         """Of every turn: an empty one, not that of the handler which happened to need a turn."""
         self.buffer = bytearray(BUFFER_BYTES)
         """The buffer into which all sockets of this loop read."""
-
-    @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> Turns:
-        """Return the turns of a loop; who uses them keeps the result."""
-        found = cls._of.get(loop)
-        if found is None:
-            found = cls(loop)
-            cls._of[loop] = found
-        return found
 
     def now(self) -> float:
         """Read the clock by which turns are measured, in seconds."""

@@ -21,10 +21,11 @@ import sys
 import termios
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.errors import LimitError
 from sds.faults import guarded
+from sds.transport.of_loop import OfLoop
 
 if TYPE_CHECKING:
     import asyncio
@@ -51,29 +52,17 @@ class UnreadSocket(Protocol):
         ...
 
 
-class UnreadOutput:
-    """The sockets of one event loop that have unread output; :meth:`of` gives it."""
-
-    _of: ClassVar[weakref.WeakValueDictionary[Any, UnreadOutput]] = weakref.WeakValueDictionary()
-    """By loop; each socket keeps the object."""
+class UnreadOutput(OfLoop):
+    """The sockets of one event loop that have unread output; ``of`` gives it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        super().__init__(loop)
         self._senders: dict[UnreadSocket, None] = {}
         self._lingering: dict[int, Callable[[], None]] = {}
         """Descriptors of closed sockets, and what gives back what they count."""
         self._round: deque[UnreadSocket | int] = deque()
         self._handle: asyncio.Handle | None = None
         weakref.finalize(self, _close_all, self._lingering)
-
-    @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> UnreadOutput:
-        """Return the object of a loop."""
-        found = cls._of.get(loop)
-        if found is None:
-            found = cls(loop)
-            cls._of[loop] = found
-        return found
 
     def watch(self, sender: UnreadSocket) -> None:
         """Let the sender look again soon, until :meth:`forget`."""
