@@ -53,14 +53,18 @@ _UNBOUNDED: Final = 1 << 40
 class KnownConnection:
     """One connection, as the exchange knows it (``context.caller()``)."""
 
-    __slots__ = ("_connections", "owner", "proven", "served")
+    __slots__ = ("_connections", "owner", "served")
 
     def __init__(self, connections: Connections, owner: str) -> None:
         """Begin as a stranger without a socket; ``owner`` is its address or network."""
         self._connections = connections
         self.owner = owner
         self.served: ServedConnection | None = None
-        self.proven = False
+
+    @property
+    def proven(self) -> bool:
+        """Say whether evidence was accepted on it, and it is open."""
+        return self._connections.has_proven(self)
 
     def heard(self) -> None:
         """Note that the caller said Hello."""
@@ -120,6 +124,10 @@ class Connections:
         """Return on how many open connections evidence was accepted."""
         return len(self._proven)
 
+    def has_proven(self, caller: KnownConnection) -> bool:
+        """Say whether evidence was accepted on an open connection."""
+        return caller in self._proven
+
     @property
     def strangers(self) -> int:
         """Return on how many open connections nothing was proven."""
@@ -170,7 +178,6 @@ class Connections:
         if not self._strangers.leave(caller):
             return  # it is proven already, or over
         self._end(self._proven.join(caller, machine, now=self._now()))
-        caller.proven = True
         self._visits.spare(caller)
         if caller.served is not None:
             caller.served.recognise()

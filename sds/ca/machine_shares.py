@@ -13,12 +13,12 @@ import logging
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from sds.attestation.registry import KINDS
+from sds.repeats import Repeats
 
 if TYPE_CHECKING:
     from sds.attestation.evidence import Claims
 
 _LOG: Final = logging.getLogger("sds.ca")
-_SAID_SECONDS: Final = 10.0
 _LEAST_SHARE: Final = 8
 """An agent opens two streams, and each on a connection of its own while it replaces one."""
 _MemberT = TypeVar("_MemberT")
@@ -53,7 +53,7 @@ class MachineShares(Generic[_MemberT]):
     def __init__(self, most: int, what: str) -> None:
         """Begin with none."""
         self._what = what
-        self._said_at = float("-inf")
+        self._said = Repeats(keys=1)
         self._share = max(_LEAST_SHARE, most // 8)
         self._room = most - self._share
         self._machine_of: dict[_MemberT, str] = {}
@@ -66,6 +66,10 @@ class MachineShares(Generic[_MemberT]):
         """Return how many members there are."""
         return len(self._machine_of)
 
+    def __contains__(self, member: _MemberT) -> bool:
+        """Say whether it is among them."""
+        return member in self._machine_of
+
     def join(self, member: _MemberT, machine: str, *, now: float) -> list[_MemberT]:
         """Add a member, unless it is there.
 
@@ -77,7 +81,7 @@ class MachineShares(Generic[_MemberT]):
         Returns:
             The members that have to end, of machines with more than their share; they are removed.
         """
-        if member not in self._machine_of:
+        if member not in self:
             self._machine_of[member] = machine
             members = self._members.setdefault(machine, {})
             members[member] = None
@@ -93,8 +97,7 @@ class MachineShares(Generic[_MemberT]):
         return ends
 
     def _say(self, machine: str, now: float) -> None:
-        if now - self._said_at >= _SAID_SECONDS:
-            self._said_at = now
+        if self._said.due(self._what, now=now) is not None:
             _LOG.warning(
                 "few are left, and one machine has more than its share: its oldest end",
                 extra={
