@@ -128,10 +128,8 @@ class Recogniser:
         self.look_again()
 
     def _use(self, rules: Rules) -> None:
-        possible, needed = (
-            PossibleIdentities(rules.rules, rules.defaults),
-            selector_types(rules.rules),
-        )
+        possible = PossibleIdentities(rules.rules, rules.defaults)
+        needed = selector_types(rules.rules)
         # All at once: decisions by earlier rules must not be remembered for these.
         self.rules, self.possible, self._needed = rules, possible, needed
 
@@ -184,10 +182,11 @@ class Recogniser:
         key = (facts.selectors, facts.services)
         decision = self._decided.get(key)
         if decision is None:
-            self._decided_facts += 1 + len(facts.selectors) + len(facts.services)
+            count = 1 + len(facts.selectors) + len(facts.services)
+            self._decided_facts += count
             if len(self._decided) >= _REMEMBERED or self._decided_facts > _REMEMBERED_FACTS:
                 self._decided.clear()
-                self._decided_facts = 1 + len(facts.selectors) + len(facts.services)
+                self._decided_facts = count
             decision = self._decided[key] = self.rules.decide(facts)
         return decision
 

@@ -25,8 +25,10 @@ from tests.support.process import PATIENCE_SECONDS, output, running, sds
 from tests.support.xds_client import SDS, Sotw, channel, fetch, secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+    from tests.support.process import Process
 
 
 pytestmark = pytest.mark.e2e
@@ -334,13 +336,20 @@ async def talked_to(path: Path, held: contextlib.AsyncExitStack) -> None:
     await call.read()
 
 
-async def test_a_second_signal_waits_for_nobody(node: Node) -> None:
-    """Neither on the socket that is being closed, nor on those that follow."""
+@contextlib.asynccontextmanager
+async def draining(node: Node) -> AsyncIterator[Process]:
+    """An agent that drains, with a call on two sockets that the client never ends."""
     async with node.agent() as agent, contextlib.AsyncExitStack() as held:
         await talked_to(node.admin, held)
         await talked_to(node.socket("web"), held)
         agent.signal(signal.SIGTERM)
         await agent.line("draining")
+        yield agent
+
+
+async def test_a_second_signal_waits_for_nobody(node: Node) -> None:
+    """Neither on the socket that is being closed, nor on those that follow."""
+    async with draining(node) as agent:
         agent.signal(signal.SIGTERM)
         await agent.line("second signal")
         assert await agent.wait(seconds=DRAIN_SECONDS - 0.5) == 1
@@ -349,11 +358,7 @@ async def test_a_second_signal_waits_for_nobody(node: Node) -> None:
 
 
 async def test_clients_of_several_sockets_cannot_add_up_their_times(node: Node) -> None:
-    async with node.agent() as agent, contextlib.AsyncExitStack() as held:
-        await talked_to(node.admin, held)
-        await talked_to(node.socket("web"), held)
-        agent.signal(signal.SIGTERM)
-        await agent.line("draining")
+    async with draining(node) as agent:
         assert await agent.wait(seconds=2 * DRAIN_SECONDS - 1) == 0
 
 
