@@ -25,6 +25,8 @@ class Proxy:
         cut_after: each connection ends after so many bytes to the client.
         largest: bytes of the largest chunk to the target so far; it is counted when it arrives
             here, before any delay.
+        unanswered_from: a chunk to the target that is larger is forwarded, and nothing comes back
+            to any client from then on.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -33,12 +35,15 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._open = asyncio.Event()
         self._open.set()
+        self._answers = asyncio.Event()
+        self._answers.set()
         self.port = 0
         self.delay = 0.0
         self.refuse = False
         self.corrupt = False
         self.cut_after: int | None = None
         self.largest = 0
+        self.unanswered_from: int | None = None
 
     @property
     def blackhole(self) -> bool:
@@ -56,7 +61,9 @@ class Proxy:
     def heal(self) -> None:
         """Forward as if nothing had been."""
         self.delay, self.refuse, self.corrupt, self.cut_after = 0.0, False, False, None
+        self.unanswered_from = None
         self.blackhole = False
+        self._answers.set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Proxy]:
@@ -67,6 +74,7 @@ class Proxy:
         finally:
             self._server.close()
             self._open.set()
+            self._answers.set()
             self.reset()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,6 +107,10 @@ class Proxy:
         while chunk := await reader.read(_CHUNK):
             if not to_client:
                 self.largest = max(self.largest, len(chunk))
+                if self.unanswered_from is not None and len(chunk) > self.unanswered_from:
+                    self._answers.clear()
+            else:
+                await self._answers.wait()
             await self._open.wait()
             if self.delay:
                 await asyncio.sleep(self.delay)
