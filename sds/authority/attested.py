@@ -24,10 +24,10 @@ from sds.authority.policy_peer import NoPolicy
 from sds.authority.port import Issuance
 from sds.authority.replicas import (
     ASK_ANOTHER,
+    ReplicaOrder,
     is_better_asked_elsewhere,
     may_be_the_streams,
     most_telling,
-    places_of,
 )
 from sds.authority.session import Session, deadline, demanded, verify_challenge
 from sds.errors import (
@@ -128,9 +128,7 @@ class AttestedAuthority:
         self._session: Session | None = None
         self._place: tuple[str, ...] = ()
         self._unanswered = 0
-        self._places = places_of(settings)
-        # Shuffle, so that agents that start together do not all go to the same replica.
-        shuffle(self._places)
+        self._order = ReplicaOrder(settings, shuffle)
 
     @property
     def connected_to(self) -> str | None:
@@ -181,7 +179,7 @@ class AttestedAuthority:
             self._unanswered = self._unanswered + 1 if error.reason == NO_ANSWER else 0
             raise
         except asyncio.CancelledError:
-            self._last(self._place)  # who asked waits no longer: another is the first next time
+            self._order.failed(self._place)  # who asked waits no longer: another is first next time
             raise
         self._unanswered = 0
         return answer
@@ -198,10 +196,10 @@ class AttestedAuthority:
                 if not may_be_the_streams(error):
                     raise
                 if isinstance(error, AuthorityRefusedError):
-                    self._last(self._place)
+                    self._order.failed(self._place)
                 _log_failure(error)
         failures: list[SdsError] = []
-        for place in tuple(self._places):
+        for place in self._order.now():
             try:
                 session = await self._open(place)
                 return await use(session)
@@ -212,12 +210,8 @@ class AttestedAuthority:
                     raise
                 _log_failure(error)
                 failures.append(error)
-                self._last(place)
+                self._order.failed(place)
         raise most_telling(failures)
-
-    def _last(self, place: tuple[str, ...]) -> None:
-        self._places.remove(place)
-        self._places.append(place)
 
     async def _roots(self, session: Session) -> tuple[bytes, ...]:
         limit = patient_seconds(self._settings, self._unanswered)
@@ -331,7 +325,7 @@ class AttestedAuthority:
             await self._drop()
             raise
         if any(map(is_better_asked_elsewhere, issuance.outcomes)):
-            self._last(self._place)
+            self._order.failed(self._place)
             await self._drop()
         return issuance
 

@@ -1,8 +1,8 @@
-"""Several replicas of one authority: which connections there are, and what their failures mean.
+"""Several replicas of one authority: which is asked, in which order, and what its failure means.
 
-Owns these decisions, as pure functions; :mod:`sds.authority.attested` keeps the order in which
-replicas are asked, and puts one that failed at its end. Invariant: a replica that cannot serve does
-not keep an agent from the others.
+Owns these decisions; :mod:`sds.authority.attested` connects. Invariants: agents that start together
+do not all go to the same replica; one that failed is asked after all others; a replica that cannot
+serve does not keep an agent from the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sds.errors import (
 from sds.reasons.authority import NO_ANSWER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sds.authority.attested import AuthoritySettings
     from sds.errors import SdsError
@@ -61,7 +61,31 @@ def most_telling(failures: Sequence[SdsError]) -> SdsError:
     )
 
 
-def places_of(settings: AuthoritySettings) -> list[tuple[str, ...]]:
+class ReplicaOrder:
+    """The order in which replicas are asked.
+
+    Args:
+        settings: has the addresses.
+        shuffle: puts the replicas into an order at first.
+    """
+
+    def __init__(
+        self, settings: AuthoritySettings, shuffle: Callable[[list[tuple[str, ...]]], None]
+    ) -> None:
+        self._places = _places_of(settings)
+        shuffle(self._places)
+
+    def now(self) -> tuple[tuple[str, ...], ...]:
+        """Return the addresses to connect to, one after the other; each may have several."""
+        return tuple(self._places)
+
+    def failed(self, place: tuple[str, ...]) -> None:
+        """Ask this one after all others from now on."""
+        self._places.remove(place)
+        self._places.append(place)
+
+
+def _places_of(settings: AuthoritySettings) -> list[tuple[str, ...]]:
     """Return the addresses to connect to, one after the other.
 
     With attested TLS, each replica stands alone. With verified TLS, all replicas stand together, as

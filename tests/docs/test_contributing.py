@@ -42,7 +42,7 @@ DEFINED = {
     "what must outlive every certificate (roots, nonces)": "longest_lifetime",
     "to which lifetime a grant limits a certificate": "Permit",
     "how many agents one report of the authority answers": "MAX_COVERED",
-    "which replica an agent asks": "AttestedAuthority",
+    "which replica an agent asks": "ReplicaOrder",
     "when a certificate is renewed, retried or withdrawn": "decide",
     "how identities share one request to the authority": "IssuanceQueue",
     "when a retired key is wiped": "RELEASE_SECONDS",
