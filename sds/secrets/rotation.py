@@ -4,8 +4,7 @@ Owns one task for each identity and carries out what :mod:`sds.secrets.schedule`
 :mod:`sds.secrets.roots_ledger` (which roots) decide. Invariants: it is the store's only writer; it
 stores only what it has verified; a failed renewal takes nothing away; a root is in the bundle, and
 every subscriber has ACKed it or a bounded wait for the ACKs is over, before the first leaf under it
-is stored; keys of retired versions are wiped; a task that fails ends nothing else, and starts
-again.
+is stored; keys of retired versions are wiped; a failed task ends nothing else and starts again.
 
 A worked example, with a lifetime of one hour:
 
@@ -242,9 +241,9 @@ class Rotation:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                watch = functools.partial(
-                    watch_clock, self._clock, tick=self._tick, on_step=self._wake_all
-                )
+                # A clock that moved may cure a failure, and leave less time than its pause.
+                again = functools.partial(self._ask_again, schedule.due)
+                watch = functools.partial(watch_clock, self._clock, tick=self._tick, on_step=again)
                 group.create_task(self._issuance.run(), name="issuance")
                 group.create_task(supervised("clock watch", watch, clock=self._clock))
                 if (source := roots_source(self._authority)) is not None:
@@ -311,6 +310,9 @@ class Rotation:
             answer.private_key.wipe()
             raise
         verified = answer.verified
+        if verified.valid_until <= self._clock.now().wall:
+            answer.private_key.wipe()  # it ended while it waited for its root
+            return
         lease = Lease(
             received=answer.received,
             valid_until=verified.valid_until,
@@ -352,9 +354,7 @@ class Rotation:
 
     def changed(self) -> None:
         """Ask again now: something changed that may cure failures (policy, configuration)."""
-        for managed in self._managed.values():
-            managed.state = schedule.hurried(managed.state)
-            managed.woken.set()
+        self._ask_again(schedule.hurried)
 
     def _ask_along(self, identity: Identity, asking: HeldIdentity) -> None:
         """Let identities that wait after a failure ask together with this one.
@@ -392,7 +392,6 @@ class Rotation:
         loud = logging.WARNING if error.retriable else logging.ERROR
         if not managed.wanted:  # perhaps nobody ever asks for it
             loud = logging.DEBUG
-        failure = managed.state.failure
         _LOGGER.log(
             loud if news else logging.DEBUG,
             "no certificate for %s: %s",
@@ -401,7 +400,7 @@ class Rotation:
             extra={
                 "spiffe_id": str(identity.spiffe_id),
                 "reason": reason_of(error),
-                "attempt": failure.attempts if failure else 0,
+                "attempt": 1 + (before.attempts if before else 0),
             },
         )
 
@@ -432,8 +431,9 @@ class Rotation:
         self._retired.wipe(now, held=self._store.held_keys)
         self._roots.prune(now, retention=self._retention())
 
-    def _wake_all(self) -> None:
+    def _ask_again(self, change: Callable[[State], State]) -> None:
         for managed in self._managed.values():
+            managed.state = change(managed.state)
             managed.woken.set()
 
     def _retention(self) -> timedelta:

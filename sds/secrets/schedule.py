@@ -234,7 +234,10 @@ def hurried(state: State) -> State:
 
 
 def due(state: State) -> State:
-    """The state once somebody asks for whom the authority failed too: it asks along."""
+    """Return the state after a change that may cure the failure, if many such changes may follow.
+
+    It asks at once; if that fails too, the pause is as long as after the failures before.
+    """
     if state.failure is None:
         return state
     return dataclasses.replace(state, failure=dataclasses.replace(state.failure, retry_seconds=0.0))

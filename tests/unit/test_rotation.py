@@ -33,7 +33,7 @@ from sds.secrets.roots_poll import pause_seconds
 from sds.secrets.rotation import Rotation
 from sds.secrets.rotation_settings import RotationSettings
 from sds.secrets.schedule import Lease
-from sds.secrets.store import SecretStore
+from sds.secrets.store import SecretStore, Svid, Version
 from sds.threads import Threads
 from sds.workload.recognition import Recogniser
 from tests.support.clock import FakeClock
@@ -531,6 +531,56 @@ async def test_a_step_of_the_clock_wakes_each_identity_once() -> None:
         await w.clock.advance(3)
         # One more sleep of the identity that was woken, and three of the watch of the clock.
         assert w.clock.sleeps - before <= 6
+
+
+async def test_a_clock_that_is_set_right_ends_the_wait_after_what_it_made_fail() -> None:
+    async with world() as w:
+        w.authority.clock = FakeClock()
+        w.clock.step(365 * 86400)
+        wanted = identity(seconds=86400)  # refused, it waits for minutes
+        w.rotation.ensure(wanted)
+        await w.clock.until(lambda: w.rotation.status()[0].reason == "certificate_expired")
+        await w.clock.advance(2)
+        w.clock.step(-365 * 86400)
+        await w.clock.advance(2)
+        assert w.serial(wanted) is not None
+
+
+async def test_a_clock_that_is_set_forward_leaves_time_for_another_attempt() -> None:
+    """A hypervisor that pauses a guest stops its boot time too; only the wall clock is set then."""
+    wanted = identity(seconds=86400)
+    async with world(wanted) as w:
+        serial = await w.served(wanted)
+        w.authority.failure = DOWN
+        await w.clock.advance(0.5 * 86400)
+        w.authority.failure = None
+        stored = w.store.svid(wanted)
+        assert stored is not None
+        w.clock.step((stored.svid.not_after - w.clock.wall).total_seconds() - 20)
+        await w.clock.advance(2)
+        assert w.serial(wanted) not in (serial, None)
+
+
+async def test_a_certificate_that_ended_while_it_waited_for_its_root_is_not_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = RotationSettings(settling=timedelta(seconds=60))
+    async with world(WEB, settings=settings) as w:
+        first = await w.served()
+        w.authority.restart("second")
+        await w.clock.until(lambda: len(w.authority.requests) == 2)
+        left: list[float] = []
+        put = w.store.put_svid
+
+        def watched(svid: Svid) -> Version:
+            left.append((svid.not_after - w.clock.wall).total_seconds())
+            return put(svid)
+
+        monkeypatch.setattr(w.store, "put_svid", watched)
+        w.clock.suspend(3600)
+        await w.clock.advance(5)
+        assert w.serial() not in (first, None)
+        assert min(left) > 0
 
 
 async def test_a_guest_that_slept_past_the_end_has_a_new_certificate_at_once() -> None:
