@@ -26,12 +26,18 @@ class Instant:
     Attributes:
         wall: the wall clock, aware, in UTC. It can be stepped in both directions.
         monotonic: seconds of CLOCK_MONOTONIC, which never goes back and stops during suspension.
-        boottime: seconds of CLOCK_BOOTTIME, which is like monotonic but counts suspension too.
+        boottime: seconds of CLOCK_BOOTTIME, which is like monotonic but counts suspension too. It
+            stands still while a hypervisor pauses the whole guest; then only the wall clock is set.
     """
 
     wall: datetime
     monotonic: float
     boottime: float
+
+
+def elapsed(since: Instant, now: Instant) -> float:
+    """Return the seconds between two readings, by the clock that shows more: wall or boot time."""
+    return max((now.wall - since.wall).total_seconds(), now.boottime - since.boottime)
 
 
 def stopwatch() -> float:
@@ -85,9 +91,9 @@ async def sleep_while(
         await clock.sleep(min(seconds, look_seconds))
 
 
-async def sleep_boottime(
+async def sleep_elapsed(
     clock: Clock, seconds: float, *, look_seconds: float = LOOK_SECONDS
 ) -> None:
-    """Wait that many seconds of boot time, which counts while the machine is suspended."""
-    until = clock.now().boottime + seconds
-    await sleep_while(clock, lambda now: until - now.boottime, look_seconds=look_seconds)
+    """Wait that many seconds (:func:`elapsed`), also if the machine is suspended or paused."""
+    since = clock.now()
+    await sleep_while(clock, lambda now: seconds - elapsed(since, now), look_seconds=look_seconds)

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from sds.backoff import Backoff, uniform
-from sds.clock import sleep_boottime
+from sds.clock import sleep_elapsed
 from sds.errors import SdsError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class CollateralKeeper:
         """Fetch now, and again whenever it is time, until cancelled."""
         while True:
             pause = await self.once()
-            await sleep_boottime(
+            await sleep_elapsed(
                 self._clock, pause.total_seconds(), look_seconds=SOONEST.total_seconds()
             )
 

@@ -23,7 +23,7 @@ from sds import threads
 from sds.authority.port import Authority
 from sds.backoff import QUICK, Backoff, Retry
 from sds.ca.issuer import make_signer, self_sign
-from sds.clock import sleep_while
+from sds.clock import elapsed, sleep_while
 from sds.errors import RefusedError, SdsError, without_frames
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
@@ -397,8 +397,4 @@ def renewal_in(signer: Signer, received: Instant, now: Instant) -> float:
     if now.wall < signer.not_before:
         return 0.0  # it came while the clock was ahead, so nobody else accepts it
     whole = (signer.not_after - received.wall).total_seconds()
-    age = max(
-        (now.wall - received.wall).total_seconds(),
-        now.boottime - received.boottime,
-    )
-    return whole * _RENEW_AT - age
+    return whole * _RENEW_AT - elapsed(received, now)

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
 from sds.backoff import Backoff
-from sds.clock import sleep_boottime
+from sds.clock import sleep_elapsed
 from sds.errors import BundleError, ConfigurationError, SdsError
 from sds.faults import report
 from sds.federation import document, endpoint
@@ -244,7 +244,7 @@ class Federation:
             wait = next_wait(
                 source, hint=hint, failures=failures, jitter=self._random.random(), later=later
             )
-            await sleep_boottime(self._clock, wait.total_seconds())
+            await sleep_elapsed(self._clock, wait.total_seconds())
 
     def _failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
         self._observer.failed(trust_domain, error)

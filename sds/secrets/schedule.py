@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sds.backoff import HOPELESS, QUICK, Backoff
+from sds.clock import elapsed
 from sds.reasons.authority import NO_ANSWER
 
 if TYPE_CHECKING:
@@ -100,10 +101,7 @@ class Lease:
 
     def age(self, now: Instant) -> float:
         """Return the seconds since receipt, by whichever clock shows more."""
-        return max(
-            (now.wall - self.received.wall).total_seconds(),
-            now.boottime - self.received.boottime,
-        )
+        return elapsed(self.received, now)
 
     def left(self, now: Instant) -> float:
         """Return the seconds of wall time until the certificate ends."""

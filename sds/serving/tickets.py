@@ -15,14 +15,14 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sds.clock import sleep_boottime
+from sds.clock import elapsed, sleep_elapsed
 from sds.secrets.memory import SecretBytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import timedelta
 
-    from sds.clock import Clock
+    from sds.clock import Clock, Instant
     from sds.identity import Identity
     from sds.secrets.store import SecretStore, Version
 
@@ -34,25 +34,25 @@ KEYS: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TicketKey:
-    """One key. ``born``: seconds of the boot-time clock, which counts suspension too."""
+    """One key, and when it was made."""
 
-    born: float
+    born: Instant
     key: SecretBytes = field(repr=False)
 
 
 def rotated(
-    keys: tuple[TicketKey, ...], new: SecretBytes, *, now: float, longest_life: float
+    keys: tuple[TicketKey, ...], new: SecretBytes, *, now: Instant, longest_life: float
 ) -> tuple[TicketKey, ...]:
     """Put ``new`` in front of ``keys``, without those that would be too old before the next call.
 
     Args:
         keys: newest first.
         new: the key that encrypts from now on.
-        now: seconds of the boot-time clock.
+        now: the time.
         longest_life: seconds after which no key may be in use.
     """
     interval = longest_life / KEYS
-    young = (key for key in keys if now - key.born + interval <= longest_life)
+    young = (key for key in keys if elapsed(key.born, now) + interval <= longest_life)
     return (TicketKey(born=now, key=new), *young)[:KEYS]
 
 
@@ -102,12 +102,12 @@ class SessionTickets:
     async def run(self, changed: Callable[[], None]) -> None:
         """Rotate at intervals until cancelled, and call ``changed`` after each rotation."""
         while self._keys:
-            await sleep_boottime(self._clock, self._life / KEYS)
+            await sleep_elapsed(self._clock, self._life / KEYS)
             self.rotate()
             changed()
 
     def _set(self, identity: Identity, kept: tuple[TicketKey, ...]) -> None:
-        now = self._clock.now().boottime
+        now = self._clock.now()
         new = SecretBytes(secrets.token_bytes(KEY_BYTES))
         keys = rotated(kept, new, now=now, longest_life=self._life)
         before = self._keys.get(identity)

@@ -126,6 +126,29 @@ class Away(Fetcher):
         raise EndorsementUnavailableError("away")
 
 
+async def test_a_machine_that_was_paused_beyond_the_next_update_fetches_soon(
+    tmp_path: Path,
+) -> None:
+    """A hypervisor that pauses a guest stops its boot time too; only the wall clock is set then."""
+    clock = FakeClock()
+    asked: list[datetime] = []
+
+    class There(Away):
+        async def fetch(self, folder: Path) -> list[Fetched]:
+            asked.append(clock.wall)
+            until = clock.wall + timedelta(days=30)
+            return [Fetched(path=folder / "x", next_update=until, changed=True)]
+
+    keeper = CollateralKeeper(There(), tmp_path, clock=clock, draw=lambda: 0.5)
+    running = asyncio.create_task(keeper.run())
+    await clock.advance(60)
+    clock.step(31 * 86400)
+    await clock.advance(SOONEST.total_seconds())
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert len(asked) == 2
+
+
 async def test_a_week_without_the_publisher_is_tens_of_attempts_not_thousands(
     tmp_path: Path,
 ) -> None:

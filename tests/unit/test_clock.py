@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import asyncio
 
-from sds.clock import LOOK_SECONDS, Instant, sleep_boottime, sleep_while
+import pytest
+
+from sds.clock import LOOK_SECONDS, Instant, sleep_elapsed, sleep_while
 from tests.support.clock import FakeClock
 
 
 async def test_time_in_which_the_machine_is_suspended_counts() -> None:
     clock = FakeClock()
-    sleep = asyncio.create_task(sleep_boottime(clock, 86400))
+    sleep = asyncio.create_task(sleep_elapsed(clock, 86400))
     await clock.advance(60)
     clock.suspend(86400)
     await clock.advance(LOOK_SECONDS)
     assert sleep.done()
 
 
+async def test_time_in_which_a_hypervisor_pauses_the_machine_counts_once_its_clock_is_set() -> None:
+    clock = FakeClock()
+    sleep = asyncio.create_task(sleep_elapsed(clock, 86400))
+    await clock.advance(60)
+    clock.step(86400)
+    await clock.advance(LOOK_SECONDS)
+    assert sleep.done()
+
+
+@pytest.mark.parametrize("step", [-86400.0, 50.0])
+async def test_a_clock_that_is_set_makes_no_sleep_longer(step: float) -> None:
+    clock = FakeClock()
+    sleep = asyncio.create_task(sleep_elapsed(clock, 100))
+    await clock.advance(1)
+    clock.step(step)
+    await clock.advance(98 - max(step, 0))
+    assert not sleep.done()
+    await clock.advance(1)
+    assert sleep.done()
+
+
 async def test_a_sleep_is_as_long_as_it_should_be() -> None:
     clock = FakeClock()
-    sleep = asyncio.create_task(sleep_boottime(clock, 100))
+    sleep = asyncio.create_task(sleep_elapsed(clock, 100))
     await clock.advance(99.9)
     assert not sleep.done()
     await clock.advance(0.1)

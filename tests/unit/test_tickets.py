@@ -1,3 +1,4 @@
+import asyncio
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -5,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds.clock import Instant
+from sds.clock import LOOK_SECONDS, Instant
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore
 from sds.serving.tickets import KEY_BYTES, KEYS, SessionTickets, TicketKey, rotated
+from tests.support.clock import FakeClock
 
 TD = TrustDomain("example.org")
 A = Identity(spiffe_id=SpiffeId(TD, "/a"))
@@ -43,14 +45,15 @@ def keys(tickets: SessionTickets, identity: Identity = A) -> tuple[bytes, ...]:
 
 @given(st.lists(st.floats(min_value=0, max_value=10_000), max_size=20))
 def test_no_key_is_ever_used_beyond_the_shortest_lifetime(gaps: list[float]) -> None:
-    life, now = 3600.0, 0.0
+    life, clock = 3600.0, HandClock()
     ring: tuple[TicketKey, ...] = ()
     for gap in gaps:
-        now += gap
-        ring = rotated(ring, SecretBytes(b"k"), now=now, longest_life=life)
-        assert ring[0].born == now
+        clock.seconds += gap
+        now = clock.seconds
+        ring = rotated(ring, SecretBytes(b"k"), now=clock.now(), longest_life=life)
+        assert ring[0].born == clock.now()
         assert 1 <= len(ring) <= KEYS
-        births = [key.born for key in ring]
+        births = [key.born.boottime for key in ring]
         assert births == sorted(births, reverse=True)
         # The next rotation comes an interval later: until then no key may pass its life.
         assert all(now + life / KEYS - born <= life for born in births)
@@ -85,6 +88,19 @@ def test_a_change_of_trust_leaves_no_key_from_before() -> None:
 def test_tickets_are_off_for_everybody_else() -> None:
     other = Identity(spiffe_id=SpiffeId(TD, "/other"))
     assert make(HandClock()).current(other) is None
+
+
+async def test_no_key_outlives_certificates_while_a_hypervisor_pauses_the_guest() -> None:
+    """Boot time stands still then, and afterwards the wall clock alone is set."""
+    clock = FakeClock()
+    tickets = SessionTickets(SecretStore(), identities=[A], longest_life=HOUR, clock=clock)
+    before = set(keys(tickets))
+    running = asyncio.create_task(tickets.run(lambda: None))
+    await clock.advance(60)
+    clock.step(86400)
+    await clock.advance(LOOK_SECONDS)
+    running.cancel()
+    assert not before & set(keys(tickets))
 
 
 async def test_rotation_runs_and_says_so() -> None:
