@@ -167,6 +167,38 @@ async def test_the_agent_has_no_power_that_is_not_named(deploy: Path) -> None:
             assert profile == {"type": "RuntimeDefault"}
 
 
+async def test_who_may_ask_for_tokens_may_ask_for_those_of_its_own_pod_only(deploy: Path) -> None:
+    """A token names the node of the pod that it is bound to, and RBAC cannot say to which pod."""
+    objects = await build(deploy / "overlays/plain")
+    asking = {
+        account
+        for each in objects
+        if each["kind"] in {"Role", "ClusterRole"}
+        for rule in each["rules"]
+        if "serviceaccounts/token" in rule.get("resources", ())
+        for account in rule.get("resourceNames", ["every account"])
+    }
+    assert asking
+    (policy,) = [each for each in objects if each["kind"] == "ValidatingAdmissionPolicy"]
+    (binding,) = [each for each in objects if each["kind"] == "ValidatingAdmissionPolicyBinding"]
+    assert binding["spec"] == {
+        "policyName": policy["metadata"]["name"],
+        "validationActions": ["Deny"],
+    }
+    spec = policy["spec"]
+    assert spec["failurePolicy"] == "Fail"
+    (resources,) = spec["matchConstraints"]["resourceRules"]
+    assert (resources["resources"], resources["operations"]) == (
+        ["serviceaccounts/token"],
+        ["CREATE"],
+    )
+    (condition,), (validation,) = spec["matchConditions"], spec["validations"]
+    listed = re.search(r"request\.name in \[(.*?)\]", condition["expression"])
+    assert listed is not None
+    assert set(re.findall(r"'(.+?)'", listed[1])) == asking
+    assert "authentication.kubernetes.io/pod-uid" in validation["expression"]
+
+
 async def test_the_csi_driver_holds_no_volume_of_another_driver(deploy: Path) -> None:
     """A container keeps the mounts that it found below its own mounts when it began.
 

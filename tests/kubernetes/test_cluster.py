@@ -210,6 +210,19 @@ async def no_failures(since: dict[str, Any], what: str) -> dict[str, Any]:
     return dict(now)
 
 
+async def no_token_for_a_pod_that_does_not_ask() -> None:
+    """Whoever has an agent's rights could else be every node: a token names its pod's node."""
+    account = "attested-sds-agent"
+    path = "jsonpath={.items[0].metadata.name} {.items[0].metadata.uid}"
+    label = f"app.kubernetes.io/name={account}"
+    pod, uid = (await kubectl("get", "pod", "-n", "attested-sds", "-l", label, "-o", path)).split()
+    words = ["create", "token", "-n", "attested-sds", account, "--bound-object-kind=Pod"]
+    words += [f"--bound-object-name={pod}", f"--bound-object-uid={uid}"]
+    status, _, said = await attempt(*words, f"--as=system:serviceaccount:attested-sds:{account}")
+    assert status != 0
+    assert "a pod may ask only for tokens that are bound to itself" in said
+
+
 async def test_two_services_live_from_the_daemonset(cluster: str) -> None:
     # Envoys of uid 101 without capabilities, by a read-only mount of the socket's directory; with
     # CSI volumes in a namespace that enforces Pod Security "restricted".
@@ -218,6 +231,7 @@ async def test_two_services_live_from_the_daemonset(cluster: str) -> None:
     seen, _ = await until(traffic, lambda found: found.get("ok", 0) > 20)
     assert seen["x-peer"] == "spiffe://example.org/ns/shop/sa/billing"
     assert "orders.shop.svc" in seen["x-local"].split(",")
+    await no_token_for_a_pod_that_does_not_ask()
 
     seen = dict(await traffic())
     agents = "app.kubernetes.io/name=attested-sds-agent"

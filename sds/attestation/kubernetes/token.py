@@ -7,7 +7,9 @@ in no log, message or ``repr``; a bound token counts for exactly one request; a 
 nothing and is accepted only if the verifier's configuration says so.
 
 Trust: anyone who controls the API server (or its signing key) can make such evidence for any node.
-It says which pod asks, not which code runs. Sources: RFC 7519; Kubernetes, "Managing Service
+So can whoever may ask TokenRequest for an agent's account and is not held to their own pod: a
+deployment needs an admission policy for that, as deploy/overlays/plain has it. The token says for
+which pod it was made, not which code runs. Sources: RFC 7519; Kubernetes, "Managing Service
 Accounts" (bound tokens, ``kubernetes.io`` claims, node name since 1.32).
 """
 
