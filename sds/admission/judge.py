@@ -44,7 +44,7 @@ class AdmittedSandbox:
         digest: the digest of the sandbox's canonical form.
         unmeasured: the parts of the sandbox that nothing measures.
         pid_file: where runc writes the pid of its first process.
-        admitted_at: when, in seconds since 1970.
+        admitted_at: when, in monotonic seconds of this boot.
         containers: the containers by ID; of equal ones, the last.
     """
 

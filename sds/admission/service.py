@@ -117,7 +117,7 @@ class RuntimeAdmission:
             digest=found.digest,
             unmeasured=tuple(sorted(found.unmeasured)),
             pid_file=question.pid_file,
-            admitted_at=self._clock.now().wall.timestamp(),
+            admitted_at=self._clock.now().monotonic,
         )
         await self._forget()
         known = self._memory.sandboxes.get(identifier)
@@ -216,10 +216,11 @@ class RuntimeAdmission:
             return
         with contextlib.suppress(WorkloadError):
             there = await self._runtime.sandboxes()
-            now = self._clock.now().wall.timestamp()
+            now = self._clock.now().monotonic
             for key, sandbox in list(self._memory.sandboxes.items()):
-                # The runtime lists a sandbox only after it has started.
-                if key not in there and now - sandbox.admitted_at > _FORGET_SECONDS:
+                # The runtime lists a sandbox only after it has started, and knows none from before
+                # this boot, with which the clock began anew.
+                if key not in there and not 0 <= now - sandbox.admitted_at <= _FORGET_SECONDS:
                     del self._memory.sandboxes[key]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from sds.policy.trust import Epoch
 from sds.workload.cri.canonical import Surroundings, canonical, executed
 from sds.workload.cri.runtime import Listed
 from sds.workload.cri.settings import PodContents
+from tests.support.clock import FakeClock
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.refusals import refused
 
@@ -75,6 +77,7 @@ class NodeInTest:
         self.pid_file = folder / "init.pid"
         self.pid_file.write_text("77")
         self.pods: tuple[PodContents, ...] | None = ()
+        self.clock = FakeClock()
         self.images = {CONTAINER: IMAGE, "c2": IMAGE, "c3": "localhost/by-name:1"}
         config = {
             "trust_domain": "example.org",
@@ -90,7 +93,7 @@ class NodeInTest:
             runtime=self,  # type: ignore[arg-type]
             memory=self.memory,
             file=MemoryFile(folder),
-            clock=SystemClock(),
+            clock=self.clock,
         )
 
     def in_force(self) -> NodeInTest:
@@ -105,6 +108,9 @@ class NodeInTest:
         return (
             Listed(id=identifier, sandbox_id=SANDBOX, name="x", attempt=0, image=image, alive=True),
         )
+
+    async def sandboxes(self) -> frozenset[str]:
+        return frozenset()
 
     async def create(self, identifier: str, document: dict[str, Any], **changes: Any) -> None:
         question = {"command": "create", "has_input": False, "pid_file": str(self.pid_file)}
@@ -125,6 +131,32 @@ def node(tmp_path: Path) -> NodeInTest:
         ),
     )
     return node
+
+
+YEAR = 365 * 86400.0
+
+
+@pytest.mark.parametrize(
+    ("earlier", "steps", "hours", "kept"),
+    [
+        pytest.param(0, 3600.0, 0, True, id="set forward while they start"),
+        pytest.param(0, -YEAR, 0, True, id="set back while they start"),
+        pytest.param(0, -YEAR, 1, False, id="set back, and they never started"),
+        pytest.param(0, 0.0, 1, False, id="they never started"),
+        pytest.param(10**9, 0.0, 0, False, id="of an earlier boot"),
+    ],
+)
+async def test_what_the_runtime_does_not_list_is_forgotten_whatever_the_wall_clock_says(
+    node: NodeInTest, earlier: float, steps: float, hours: int, *, kept: bool
+) -> None:
+    await node.create(SANDBOX, spec(SANDBOX))
+    one = node.memory.sandboxes[SANDBOX]
+    one = replace(one, admitted_at=one.admitted_at + earlier)
+    node.memory.sandboxes |= {str(number): one for number in range(256)}
+    node.clock.step(steps)
+    await node.clock.advance(hours * 3600)
+    await node.create(SANDBOX, spec(SANDBOX))
+    assert ("0" in node.memory.sandboxes) is kept
 
 
 async def test_a_listed_pod_and_its_listed_process(node: NodeInTest) -> None:
