@@ -208,3 +208,27 @@ async def test_a_projected_token_is_read_anew(tmp_path: Path) -> None:
     assert (await attester.attest(DATA)).report == b"one"
     path.write_text("two\n")
     assert (await attester.attest(DATA)).report == b"two"
+
+
+def test_of_a_key_set_only_public_members_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyJWT completes a private key: 32,000 bits of it kept the event loop for 90 s."""
+    completed: list[int] = []
+    monkeypatch.setattr(
+        jwt.algorithms, "rsa_recover_prime_factors", lambda n, _e, _d: completed.append(n)
+    )
+    (entry, _) = json.loads(jwks())["keys"]
+    keys = JwksKeys()
+    keys.replace(json.dumps({"keys": [{**entry, "d": "AQAB", "n": "x" * 8000}, entry]}).encode())
+    assert not completed
+    assert keys.key("rsa").key.public_numbers() == RSA.public_key().public_numbers()
+
+
+@pytest.mark.parametrize(("most", "value"), [("_MOST_KEYS", 1), ("_MAX_KEY_SET_BYTES", 100)])
+def test_a_key_set_is_bounded(most: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = JwksKeys()
+    keys.replace(jwks())
+    before = keys.key("rsa")
+    monkeypatch.setattr(token_module, most, value)
+    with pytest.raises(EvidenceMalformedError, match=r"more than|longer than"):
+        keys.replace(jwks())
+    assert keys.key("rsa") is before

@@ -57,6 +57,12 @@ _UNREADABLE: Final = (
     UnsupportedAlgorithm,
 )
 """The errors of PyJWT and its parsers for tokens and key sets that they cannot read."""
+_KEY_TYPES: Final = ("RSA", "EC")
+_PUBLIC: Final = frozenset({"kty", "kid", "alg", "use", "n", "e", "crv", "x", "y"})
+"""The members of a public key. PyJWT completes a private one, which takes hours if it is long."""
+_MAX_KEY_SET_BYTES: Final = 256 * 1024
+_MOST_KEYS: Final = 128
+"""Of a key set; a cluster has two or three."""
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 
 
@@ -342,18 +348,31 @@ def _identity(claims: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(slots=True)
 class JwksKeys:
-    """Keys of a JWKS document (RFC 7517), replaced as a whole."""
+    """Public keys of a JWKS document (RFC 7517), replaced as a whole."""
 
     _keys: dict[str, jwt.PyJWK] = field(default_factory=dict, repr=False)
 
     def replace(self, document: bytes) -> None:
         """Take the keys of this document; a bad one changes nothing.
 
+        Only the public members of keys that can sign tokens are read.
+
         Raises:
-            EvidenceMalformedError: it is not a JWKS, or has no key that we can use.
+            EvidenceMalformedError: it is not a JWKS, is too large, or has no key that we can use.
         """
+        if len(document) > _MAX_KEY_SET_BYTES:
+            raise EvidenceMalformedError(
+                f"the issuer's key set is longer than {_MAX_KEY_SET_BYTES} bytes"
+            )
         try:
-            found = jwt.PyJWKSet.from_json(document.decode()).keys
+            public = [
+                {name: member for name, member in key.items() if name in _PUBLIC}
+                for key in json.loads(document.decode()).get("keys", [])
+                if isinstance(key, dict) and key.get("kty") in _KEY_TYPES
+            ]
+            if len(public) > _MOST_KEYS:
+                raise ValueError(f"it has more than {_MOST_KEYS} keys")
+            found = jwt.PyJWKSet.from_dict({"keys": public}).keys
             keys = {key.key_id: key for key in found if key.key_id is not None}
         except _UNREADABLE as error:
             raise EvidenceMalformedError(f"the issuer's key set cannot be used: {error}") from error
