@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -85,6 +86,44 @@ async def test_a_status_says_whether_asking_again_can_help(
         async with answering(folder, status) as runtime:
             with refused(reason):
                 await runtime.container("a")
+
+
+@pytest.mark.parametrize("number", [1, 7])
+async def test_a_list_without_end_is_our_error(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 MiB of empty containers held the event loop for half a minute."""
+    monkeypatch.setattr(runtime_module, "_MOST_LISTED", 10)
+    part = bytes([number << 3 | 2, 0])
+    with short_folder() as folder:
+        async with answering(folder, part * 10) as runtime:
+            assert len(await runtime.containers()) == (10 if number == 1 else 0)
+        async with answering(folder, part * 11) as runtime:
+            for ask in (runtime.containers, runtime.sandboxes):
+                with refused("cri_unknown_shape", match="lists more than 10"):
+                    await ask()
+
+
+async def test_a_number_without_end_is_our_error() -> None:
+    with short_folder() as folder:
+        async with answering(folder, b"\x0a" + b"\xff" * 100_000) as runtime:
+            with refused("cri_unknown_shape"):
+                await runtime.containers()
+
+
+async def test_answers_are_read_outside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def read(_: bytes) -> tuple[()]:
+        threads.append(threading.get_ident())
+        return ()
+
+    monkeypatch.setattr(runtime_module, "_containers", read)
+    with short_folder() as folder:
+        async with answering(folder, b"") as runtime:
+            await runtime.containers()
+    assert threads
+    assert threads != [threading.get_ident()]
 
 
 async def test_an_empty_answer_lists_nothing_and_describes_nothing() -> None:

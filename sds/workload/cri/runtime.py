@@ -1,7 +1,8 @@
 """Asks the runtime, over its CRI socket, what runs.
 
-Owns :class:`Runtime`. Invariants: every question has a deadline and every answer a bounded size;
-only this module decodes the runtime's JSON; only our errors leave it.
+Owns :class:`Runtime`. Invariants: every question has a deadline, and every answer a bounded size
+and number of parts; answers are read outside the event loop; only this module decodes the runtime's
+JSON; only our errors leave it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 
@@ -26,10 +27,17 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+_Answer = TypeVar("_Answer")
 _SERVICE: Final = "/runtime.v1.RuntimeService/"
 _SECONDS: Final = 5.0
 _ALIVE: Final = frozenset({0, 1})  # CONTAINER_CREATED, CONTAINER_RUNNING
 _MOST_BYTES: Final = 16 << 20
+_MOST_LISTED: Final = 20_000
+"""The most containers or sandboxes in one list; a node has a few hundred. An empty one has two
+bytes on the wire, and 16 MiB of them would become 1.5 GiB."""
+_MORE: Final = 0x80
+_LENGTH: Final = 2
+_LONGEST_NUMBER: Final = 10
 _OUTAGES: Final = frozenset(
     {
         grpc.StatusCode.CANCELLED,
@@ -130,22 +138,8 @@ class Runtime:
             WorkloadError: ``cri_unavailable``, ``cri_not_described``, ``cri_unknown_shape``.
         """
         wanted = runtime_pb2.ContainerFilter(id=identifier, pod_sandbox_id=sandbox)
-        answer = await self._ask(
-            "ListContainers",
-            runtime_pb2.ListContainersRequest(filter=wanted),
-            runtime_pb2.ListContainersResponse.FromString,
-        )
-        return tuple(
-            Listed(
-                id=each.id,
-                sandbox_id=each.pod_sandbox_id,
-                name=each.metadata.name,
-                attempt=each.metadata.attempt,
-                image=each.image_id or each.image_ref,
-                alive=each.state in _ALIVE,
-            )
-            for each in answer.containers
-        )
+        request = runtime_pb2.ListContainersRequest(filter=wanted)
+        return await self._ask("ListContainers", request, _containers)
 
     async def sandboxes(self) -> frozenset[str]:
         """List the IDs of all sandboxes that the runtime has, in every state.
@@ -153,12 +147,9 @@ class Runtime:
         Raises:
             WorkloadError: ``cri_unavailable``, ``cri_not_described``, ``cri_unknown_shape``.
         """
-        answer = await self._ask(
-            "ListPodSandbox",
-            runtime_pb2.ListPodSandboxRequest(),
-            runtime_pb2.ListPodSandboxResponse.FromString,
+        return await self._ask(
+            "ListPodSandbox", runtime_pb2.ListPodSandboxRequest(), _sandbox_identifiers
         )
-        return frozenset(each.id for each in answer.items)
 
     async def container(self, identifier: str) -> DescribedContainer:
         """Describe one container.
@@ -167,13 +158,8 @@ class Runtime:
             WorkloadError: ``cri_unavailable``, ``cri_late``, ``cri_not_described``,
                 ``cri_unknown_shape``.
         """
-        answer = await self._ask(
-            "ContainerStatus",
-            runtime_pb2.ContainerStatusRequest(container_id=identifier, verbose=True),
-            runtime_pb2.ContainerStatusResponse.FromString,
-            of_one=True,
-        )
-        return await threads.CONTAINERS.run(_described, answer, pod_uid="")
+        request = runtime_pb2.ContainerStatusRequest(container_id=identifier, verbose=True)
+        return await self._ask("ContainerStatus", request, _container, of_one=True)
 
     async def sandbox(self, identifier: str) -> DescribedContainer:
         """Describe one sandbox.
@@ -182,23 +168,17 @@ class Runtime:
             WorkloadError: ``cri_unavailable``, ``cri_late``, ``cri_not_described``,
                 ``cri_unknown_shape``.
         """
-        answer = await self._ask(
-            "PodSandboxStatus",
-            runtime_pb2.PodSandboxStatusRequest(pod_sandbox_id=identifier, verbose=True),
-            runtime_pb2.PodSandboxStatusResponse.FromString,
-            of_one=True,
-        )
-        uid = answer.status.metadata.uid
-        return await threads.CONTAINERS.run(_described, answer, pod_uid=uid)
+        request = runtime_pb2.PodSandboxStatusRequest(pod_sandbox_id=identifier, verbose=True)
+        return await self._ask("PodSandboxStatus", request, _sandbox, of_one=True)
 
     async def _ask(
         self,
         method: str,
         request: Message,
-        parse: Callable[[bytes], Any],
+        read: Callable[[bytes], _Answer],
         *,
         of_one: bool = False,
-    ) -> Any:
+    ) -> _Answer:
         channel = self._channel
         assert channel is not None
         call: Any = channel.unary_unary(
@@ -232,7 +212,7 @@ class Runtime:
             ) from None
         what = f"the answer of the runtime at {self._socket} to {method}"
         with reading(what, WorkloadError, reason="cri_unknown_shape"):
-            return parse(answer)
+            return await threads.CONTAINERS.run(read, answer)
 
 
 def _channel(path: str) -> grpc.aio.Channel:
@@ -245,6 +225,65 @@ def _channel(path: str) -> grpc.aio.Channel:
         ("grpc.max_reconnect_backoff_ms", 1_000),
     ]
     return grpc.aio.insecure_channel(socket_target(path), options=options)
+
+
+def _containers(data: bytes) -> tuple[Listed, ...]:
+    _require_few(data)
+    return tuple(
+        Listed(
+            id=each.id,
+            sandbox_id=each.pod_sandbox_id,
+            name=each.metadata.name,
+            attempt=each.metadata.attempt,
+            image=each.image_id or each.image_ref,
+            alive=each.state in _ALIVE,
+        )
+        for each in runtime_pb2.ListContainersResponse.FromString(data).containers
+    )
+
+
+def _sandbox_identifiers(data: bytes) -> frozenset[str]:
+    _require_few(data)
+    return frozenset(each.id for each in runtime_pb2.ListPodSandboxResponse.FromString(data).items)
+
+
+def _require_few(data: bytes) -> None:
+    """Count the parts of a list before anything is made of them.
+
+    Raises:
+        ValueError: there are too many.
+        IndexError: it is cut off.
+    """
+    position, found = 0, 0
+    while position < len(data):
+        found += 1
+        if found > _MOST_LISTED:
+            raise ValueError(f"it lists more than {_MOST_LISTED}")
+        tag, position = _number(data, position)
+        if tag & 7 != _LENGTH:
+            raise ValueError("it is not a list")
+        length, position = _number(data, position)
+        position += length
+
+
+def _number(data: bytes, position: int) -> tuple[int, int]:
+    """Read a varint (Protocol Buffers, "Encoding"), and return where it ends."""
+    value = 0
+    for index in range(_LONGEST_NUMBER):
+        byte = data[position + index]
+        value |= (byte & (_MORE - 1)) << (7 * index)
+        if byte < _MORE:
+            return value, position + index + 1
+    raise ValueError("a number in it is too long")
+
+
+def _container(data: bytes) -> DescribedContainer:
+    return _described(runtime_pb2.ContainerStatusResponse.FromString(data), pod_uid="")
+
+
+def _sandbox(data: bytes) -> DescribedContainer:
+    answer = runtime_pb2.PodSandboxStatusResponse.FromString(data)
+    return _described(answer, pod_uid=answer.status.metadata.uid)
 
 
 def _described(answer: Any, *, pod_uid: str) -> DescribedContainer:
