@@ -1,13 +1,14 @@
 """Makes the sessions of HTTP clients (aiohttp).
 
-Owns how they look up names, make sockets and read heads. Invariants: before the head of an answer
-is whole, few bytes are read, a little at a time, because aiohttp reads heads of status 1xx without
-end, and the event loop stands still meanwhile; a lookup that hangs occupies a thread of
-:data:`sds.threads.LOOKUPS`, which nothing else uses and for which the end of the process does not
-wait. By default, aiohttp uses the event loop's default executor. The end of the process would wait
-for that executor as long as a dead name server keeps a resolver waiting (resolv.conf(5): tens of
-seconds with the search domains of a cluster). The kernel probes an idle connection, such as that of
-a watch (tcp(7)), so the end of a server that vanished without a word is noticed.
+Owns how they look up names, make sockets and read heads. Invariants: nothing that an answer says is
+kept for the next request, cookies included; before the head of an answer is whole, few bytes are
+read, a little at a time, because aiohttp reads heads of status 1xx without end, and the event loop
+stands still meanwhile; a lookup that hangs occupies a thread of :data:`sds.threads.LOOKUPS`, which
+nothing else uses and for which the end of the process does not wait. By default, aiohttp uses the
+event loop's default executor. The end of the process would wait for that executor as long as a dead
+name server keeps a resolver waiting (resolv.conf(5): tens of seconds with the search domains of a
+cluster). The kernel probes an idle connection, such as that of a watch (tcp(7)), so the end of a
+server that vanished without a word is noticed.
 
 aiohttp takes 8 MB, so only modules that ask an HTTP server import this one.
 """
@@ -143,4 +144,6 @@ def client_session(**options: Any) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(resolver=_Names(), socket_factory=_socket)
     made = connector._factory  # noqa: SLF001  aiohttp has no other way to bound heads
     connector._factory = functools.partial(_Answers, **made.keywords)  # type: ignore[assignment]  # noqa: SLF001
-    return aiohttp.ClientSession(connector=connector, **options)
+    # The default jar keeps every cookie of every answer, and sends them all back.
+    jar = aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(connector=connector, cookie_jar=jar, **options)

@@ -154,3 +154,13 @@ async def test_a_few_heads_and_a_large_body_are_read() -> None:
         for _ in range(3):  # on one connection
             async with session.get(url) as got:
                 assert (got.status, await got.read()) == (200, body)
+
+
+async def test_no_cookie_is_kept() -> None:
+    """A server that set another one in each answer was sent all of them, for ever."""
+    answer = b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n"
+    async with served(answer) as url, client_session() as session:
+        # The usual jar ignores those of hosts without a name.
+        async with session.get(url.replace("127.0.0.1", "localhost")) as got:
+            assert "a" in got.cookies
+        assert not len(session.cookie_jar)
