@@ -97,6 +97,16 @@ def test_an_object_without_an_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -
     assert sum(map(len, (reader._text, *reader._more))) <= 21_000
 
 
+def test_what_is_beside_the_items_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of 512 MiB without items was kept as a whole."""
+    monkeypatch.setattr(lists, "_MOST_BESIDE", 10_000)
+    reader = ListReader(lambda _: None)
+    fields = (f'"a{number}": "{"x" * 1000}", '.encode() for number in range(100))
+    with pytest.raises(ValueError, match="beside its items"):
+        read_whole(reader, [b"{", *fields, b'"items": []}'])
+    assert len(reader.fields) < 11
+
+
 def test_a_list_in_tiny_pieces_costs_its_bytes() -> None:
     def work(size: int) -> Callable[[], object]:
         text = json.dumps({"items": [{"a": "x" * size}]}).encode()

@@ -28,6 +28,8 @@ WHOLE_BYTES: Final = 4 << 20
 _OFF_LOOP_BYTES: Final = 256 << 10
 _MOST_CHARACTERS: Final = 8 << 20
 """Of one object; in etcd it has at most 1.5 MiB."""
+_MOST_BESIDE: Final = 1 << 20
+"""Characters of all other fields of a list, which are kept until its end."""
 _ITEMS: Final = "items"
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _DECODER: Final = json.JSONDecoder()
@@ -48,7 +50,18 @@ class ListReader:
         fields: the other fields of the list, as far as they came.
     """
 
-    __slots__ = ("_at", "_enough", "_more", "_new", "_step", "_take", "_text", "_utf8", "fields")
+    __slots__ = (
+        "_at",
+        "_beside",
+        "_enough",
+        "_more",
+        "_new",
+        "_step",
+        "_take",
+        "_text",
+        "_utf8",
+        "fields",
+    )
 
     def __init__(self, take: Callable[[Any], None]) -> None:
         """Nothing came yet."""
@@ -57,6 +70,8 @@ class ListReader:
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._text = ""
         self._at = 0
+        self._beside = 0
+        """Characters of the other fields."""
         self._more: list[str] = []
         """What came since, and is not worth another look yet."""
         self._new = 0
@@ -159,10 +174,14 @@ class ListReader:
                 self._at += 1
                 self._step = self._first_item
                 return
-            self.fields[name] = self._value()
+            value = self._value()
         except _Incomplete:
             self._at = begins
             raise
+        self._beside += self._at - begins
+        if self._beside > _MOST_BESIDE:
+            raise ValueError("there is too much beside its items")
+        self.fields[name] = value
         self._step = self._after_field
 
     def _after_field(self) -> None:

@@ -23,6 +23,8 @@ _DIGEST: Final = re.compile(r"(?:.*@)?(sha256:[0-9a-f]{64})", re.ASCII)
 _OVER: Final = frozenset({"Succeeded", "Failed"})
 MOST_LABELS: Final = 256
 """The most labels of a pod that are looked at; its author may write tens of thousands."""
+_MOST_NAME: Final = 253
+"""Characters of a name (Kubernetes, "Object Names and IDs")."""
 _STATUSES: Final = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
 
 
@@ -131,3 +133,16 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} in place of text")
     return value if value.isascii() else value.encode("utf-8", "replace").decode()
+
+
+def read_name(value: Any) -> str:
+    """Return the name or UID of an object.
+
+    Raises:
+        TypeError, ValueError: it is not one; those that come over a watch are kept.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of a name")
+    if len(value) > _MOST_NAME or not value.isascii():
+        raise ValueError("a name that Kubernetes does not permit")
+    return value

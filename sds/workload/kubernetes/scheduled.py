@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from sds.workload.kubernetes.pods import read_name
+from sds.workload.kubernetes.watch import MOST_OBJECTS, ListAgainError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -52,7 +55,11 @@ class ScheduledPods:
         return changed
 
     def apply(self, kind: str, item: dict[str, Any]) -> bool:
-        """Apply one event of a watch, and say whether anything changed."""
+        """Apply one event of a watch, and say whether anything changed.
+
+        Raises:
+            ListAgainError: the watch told of more pods than a list can have.
+        """
         pod, uid = _pod(item), str(item["metadata"]["uid"])
         before = self._by_uid.pop(uid, None)
         if before is not None:
@@ -62,6 +69,8 @@ class ScheduledPods:
                 del self._of_node[before.node]
         if kind == "DELETED" or pod is None:
             return before is not None
+        if len(self._by_uid) >= MOST_OBJECTS:
+            raise ListAgainError
         self._by_uid[uid] = self._of_node.setdefault(pod.node, {})[uid] = pod
         return before != pod
 
@@ -84,8 +93,8 @@ def _pod(item: dict[str, Any]) -> ScheduledPod | None:
     if not node or not account or (item.get("status") or {}).get("phase") in _OVER:
         return None
     return ScheduledPod(
-        uid=str(metadata["uid"]),
-        node=str(node),
-        namespace=str(metadata["namespace"]),
-        service_account=str(account),
+        uid=read_name(metadata["uid"]),
+        node=read_name(node),
+        namespace=read_name(metadata["namespace"]),
+        service_account=read_name(account),
     )

@@ -74,10 +74,14 @@ class Selectors:
 
         There must be far more room than it needs, so that nobody causes many lists.
         """
-        return any(
-            each.size <= MOST_OF_A_NAMESPACE // 2 and self._size + each.size <= MOST * 3 // 4
-            for each in self._overfull.values()
-        )
+        room = min(MOST_OF_A_NAMESPACE // 2, MOST * 3 // 4 - self._size)
+        # Asked at each change: where there is no room, the namespaces are not gone through.
+        return room >= 0 and any(each.size <= room for each in self._overfull.values())
+
+    @property
+    def namespaces(self) -> int:
+        """Return of how many namespaces something is known."""
+        return len(self._kept) + len(self._overfull)
 
     def same_as(self, other: Selectors) -> bool:
         """Say whether the other has the same selectors."""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sds.faults import guarded
 from sds.listeners import Listeners
-from sds.workload.kubernetes.pods import MOST_LABELS
+from sds.workload.kubernetes.pods import MOST_LABELS, read_name
 from sds.workload.kubernetes.selectors import Selectors
-from sds.workload.kubernetes.watch import ListAgainError, ListWatch
+from sds.workload.kubernetes.watch import MOST_OBJECTS, ListAgainError, ListWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +82,8 @@ class ServiceIndex:
         """Apply one event of a watch, and say whether anything changed.
 
         Raises:
-            ListAgainError: there is room for an overfull namespace again.
+            ListAgainError: there is room for an overfull namespace again, or the watch told of more
+                namespaces than a list can have.
         """
         name, selector = _service(item)
         self._forget()
@@ -90,7 +91,8 @@ class ServiceIndex:
             changed = self._selectors.remove(name, selector)
         else:
             changed = self._selectors.put(name, selector, is_new=kind == "ADDED")
-        if self._selectors.may_be_whole:
+        too_many = self._selectors.namespaces > MOST_OBJECTS
+        if too_many or self._selectors.may_be_whole:
             self._is_news |= changed
             raise ListAgainError
         return changed
@@ -188,4 +190,4 @@ def _service(item: dict[str, Any]) -> tuple[ServiceName, dict[str, str]]:
         selector = {}
     if not all(isinstance(text, str) for pair in selector.items() for text in pair):
         raise TypeError("a selector that is not text")
-    return (str(metadata["namespace"]), str(metadata["name"])), selector
+    return (read_name(metadata["namespace"]), read_name(metadata["name"])), selector

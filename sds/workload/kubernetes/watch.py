@@ -30,9 +30,11 @@ _LOG = logging.getLogger("sds.workload.kubernetes")
 _PAGE: Final = "500"
 _WATCH_SECONDS: Final = 240  # the server ends the watch then; it sends bookmarks in between
 _IDLE_SECONDS: Final = 300.0
-_MOST_OBJECTS: Final = 150_000
+MOST_OBJECTS: Final = 150_000
 """The most objects in one list: the pods of the largest clusters that Kubernetes supports."""
 _MOST_PAGES: Final = 2_000
+_EVENTS_OF_A_TURN: Final = 100
+"""How many events may be applied before others have their turn, however many have come."""
 _MALFORMED: Final = (
     ValueError,
     TypeError,
@@ -184,7 +186,7 @@ class ListWatch(Generic[_K]):
 
     async def _page(self, params: Mapping[str, str], kept: list[_K]) -> tuple[Any, Any]:
         """Read one page, and return where the next one begins and its version."""
-        take = at_most(_MOST_OBJECTS, kept, self._collection.read)
+        take = at_most(MOST_OBJECTS, kept, self._collection.read)
         answer = await read_list(self._api.chunks(self._path, params), take)
         assert answer is not None, "no answer is known beforehand"
         metadata = answer[0]["metadata"]
@@ -204,7 +206,11 @@ class ListWatch(Generic[_K]):
             "resourceVersion": version,
             "timeoutSeconds": str(_WATCH_SECONDS),
         }
+        events = 0
         async for line in self._api.lines(self._path, params, idle_seconds=_IDLE_SECONDS):
+            events += 1
+            if events % _EVENTS_OF_A_TURN == 0:
+                await asyncio.sleep(0)
             try:
                 event = await parse_json(line)
                 kind, item = event["type"], event["object"]
