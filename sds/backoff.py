@@ -152,7 +152,7 @@ def retry_after(value: str, now: datetime) -> float:
     Returns:
         At most :data:`LONGEST_LATER`.
     """
-    if value.isascii() and value.isdigit() and len(value) < 7:  # noqa: PLR2004  eleven days
+    if value.isascii() and value.isdigit():
         return min(float(value), LONGEST_LATER)
     try:
         at = parsedate_to_datetime(value)

@@ -99,8 +99,10 @@ async def test_a_pause_that_is_cancelled_leaves_no_task() -> None:
         ("-1", 0.0),
         ("soon", 0.0),
         ("\u0661", 0.0),
-        ("9" * 400, 0.0),
+        ("9" * 400, LONGEST_LATER),
         ("999999", LONGEST_LATER),
+        ("1000000", LONGEST_LATER),  # eleven days and a half
+        ("00000017", 17.0),
         (format_datetime(NOW + timedelta(seconds=40), usegmt=True), 40.0),
         (format_datetime(NOW - timedelta(days=1), usegmt=True), 0.0),
         ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_LATER),
