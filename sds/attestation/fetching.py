@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import aiohttp
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -127,6 +127,8 @@ class Fetcher:
         self._wanted = wanted
         self._clock = clock
         self._patience = patience
+        self._not_before: dict[str, float] = {}
+        """Until when publishers asked to be left alone, by host, in seconds of boot time."""
         self._intel_roots = [root for root in wanted.roots if not is_amd_root(root)]
 
     async def fetch(self, folder: Path) -> list[Fetched]:
@@ -316,7 +318,10 @@ class Fetcher:
             _UnknownThereError: the publisher said at the last attempt too that it has no such
                 document. An authority that has not fetched yet says so at first.
         """
-        waited = 0.0
+        host, waited = urlsplit(url).netloc, 0.0
+        left = self._not_before.get(host, 0.0) - self._clock.now().boottime
+        if left > 0:
+            raise _later(url, left)
         for failures in range(1, ATTEMPTS + 1):
             pause = _BACKOFF.seconds(failures, draw=uniform())
             try:
@@ -329,10 +334,8 @@ class Fetcher:
                     return answer
                 pause = max(pause, wait)
             if waited + pause > self._patience:
-                raise EndorsementUnavailableError(
-                    f"{url} asks us to try again later, in {pause:.0f} s at the earliest",
-                    advice="run this again then; what is cached stays valid until its next update",
-                )
+                self._not_before[host] = self._clock.now().boottime + pause
+                raise _later(url, pause)
             waited += pause
             await self._clock.sleep(pause)
         raise EndorsementUnavailableError(f"{url} does not answer")
@@ -373,6 +376,13 @@ def asker(url: str, clock: Clock) -> Callable[[str], Awaitable[tuple[int, bytes,
         return got.status, body, retry_after(got.headers.get("Retry-After", ""), clock.now().wall)
 
     return ask
+
+
+def _later(url: str, seconds: float) -> EndorsementUnavailableError:
+    return EndorsementUnavailableError(
+        f"{url} asks us to try again later, in {seconds:.0f} s at the earliest",
+        advice="run this again then; what is cached stays valid until its next update",
+    )
 
 
 def _holds(body: bytes, key: ec.EllipticCurvePublicKey) -> bool:

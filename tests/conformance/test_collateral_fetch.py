@@ -286,6 +286,22 @@ async def test_later_means_later(publishers: Publishers, intel: Intel, tmp_path:
     assert accepted(intel, tmp_path / "out")
 
 
+async def test_a_publisher_that_said_later_is_not_asked_sooner_however_often_we_fetch(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    clock = PatientClock(NOW)
+    fetcher = Fetcher(wanted(publishers, intel), clock=clock)
+    publishers.refusals[TCB] = [(429, "7200")]
+    for passed in (0, 60, 7000):
+        clock.boottime += passed
+        with refused("endorsement_unavailable", match=f"in {7200 - clock.boottime + 5000:.0f} s"):
+            await fetcher.fetch(tmp_path / "out")
+    assert publishers.hits[TCB] == 1
+    clock.boottime += 140
+    await fetcher.fetch(tmp_path / "out")
+    assert accepted(intel, tmp_path / "out")
+
+
 async def test_a_disk_that_is_full_leaves_what_was_there(
     publishers: Publishers, intel: Intel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
