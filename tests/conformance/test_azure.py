@@ -27,7 +27,7 @@ from sds.attestation.guest import attester as guest
 from sds.attestation.kind import Demands
 from sds.attestation.pem import der_certificates
 from sds.attestation.recognise import describe, kind_of
-from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.reference_values import ReferenceValues, SnpReferenceValues
 from sds.attestation.registry import kind_module
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.attestation.snp.report import Report
@@ -217,6 +217,20 @@ async def test_evidence_of_a_paravisor_is_accepted(vtpm: Path, machine: Simulate
     values = demanding(SNP, pcrs={"4": [booted]})
     verdict = examined(evidence, values, roots=(root,), data=DATA, now=machines.NOW)
     assert reasons(verdict) == ["pcr"]
+
+
+async def test_a_guest_below_the_paravisor_makes_up_no_vtpm(machine: SimulatedMachine) -> None:
+    """Its reports have the paravisor's measurement, and only the level tells them apart."""
+    root, below = machines.simulated().ark_der, machine.changed(vmpl=2)
+    with paravisor(below.report) as path:
+        async with Host(chain=machine.certificates).running() as host:
+            evidence = await attester(path, host).attest(DATA)
+    # For other machines, such as guests under an SVSM.
+    values = demanding(SNP, measurements=[machine.measurement.hex()]).model_copy(
+        update={"snp": SnpReferenceValues(maximum_vmpl=2)}
+    )
+    verdict = examined(evidence, values, roots=(root,), data=DATA, now=machines.NOW)
+    assert reasons(verdict) == ["vmpl"]
 
 
 async def test_a_report_that_the_paravisor_signs_anew_needs_no_new_certificate(

@@ -7,7 +7,7 @@ Owns how each kind is made from the kind of its hardware report. The registry na
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sds.attestation.azure.verifier import AzureValues, VtpmVerifier, hardware_report
 from sds.attestation.evidence import EvidenceKind
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sds.attestation.kind import Demands
     from sds.attestation.section import AttestationSection
 
+_PARAVISORS_VMPL: Final = 0
+
 
 def vtpm_kind(
     name: str, hardware: KindOfEvidence, hardware_name: str, title: str
@@ -32,6 +34,9 @@ def vtpm_kind(
     def examiner(demands: Demands) -> VtpmVerifier:
         own = own_values(name, AzureValues, demands.values)
         values = demands.values
+        # Reports of the guest below have the paravisor's measurement too, and data that it chose.
+        snp = values.snp.model_copy(update={"maximum_vmpl": _PARAVISORS_VMPL})
+        values = values.model_copy(update={"snp": snp})
         if own.measurements:
             values = values.model_copy(update={"measurements": own.measurements})
         if own.exchange_key_pcr is not None:
