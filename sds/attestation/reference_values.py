@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, Strict
 
 from sds.attestation.registry import KINDS
 from sds.attestation.snp.report import Product
+from sds.settings.fields import Given
 
 Hex48 = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
@@ -20,6 +21,8 @@ Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hex6 = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Component = Annotated[StrictInt, Field(ge=0, le=255)]
+_Version = Annotated[list[Component], Field(min_length=3, max_length=3)]
+_Abi = Annotated[list[Component], Field(min_length=2, max_length=2)]
 _SECTIONS: Final = {"sev-snp": "snp", "tdx": "tdx"}
 """The kinds that have a section of their own: under ``others``, nothing would read their values."""
 
@@ -87,7 +90,7 @@ class SnpReferenceValues(_Model):
 
     products: list[Product] = []
     minimum_tcb: dict[Product, MinimumTcb] = {}
-    minimum_firmware: Annotated[list[Component], Field(min_length=3, max_length=3)] | None = None
+    minimum_firmware: Annotated[_Version | None, Given] = None
     permit_debug: StrictBool = False
     permit_migration_agent: StrictBool = False
     permit_provisional_firmware: StrictBool = False
@@ -104,7 +107,7 @@ class SnpReferenceValues(_Model):
     permit_unchecked_revocation: StrictBool = True
     permit_vlek: StrictBool = True
     permit_vcek: StrictBool | None = None
-    minimum_policy_abi: Annotated[list[Component], Field(min_length=2, max_length=2)] | None = None
+    minimum_policy_abi: Annotated[_Abi | None, Given] = None
     mitigations: Annotated[StrictInt, Field(ge=0, le=2**64 - 1)] = 0
     forbid_smt: StrictBool = False
     forbid_cxl: StrictBool = False

@@ -29,9 +29,10 @@ from sds.policy.fields import (
 from sds.policy.requests import RequestPattern
 from sds.rules.glob import Glob  # noqa: TC001  as above
 from sds.rules.pattern import format_spiffe_pattern
-from sds.settings.fields import (  # noqa: TC001  as above
+from sds.settings.fields import (
     DnsPattern,
     Duration,
+    Given,
     TrustDomainField,
 )
 from sds.workload.mapping import Matching, SelectorValue, WorkloadRule, check_trust_domain
@@ -56,7 +57,7 @@ class Grant(PolicyModel):
 
     spiffe_ids: Patterns
     dns_names: list[DnsPattern] = []
-    max_lifetime: Duration | None = None
+    max_lifetime: Annotated[Duration | None, Given] = None
     key_types: list[KeyType] = []
 
 

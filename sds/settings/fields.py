@@ -99,6 +99,15 @@ def text_field(parse: Callable[[str], _Value], *made: type[_Value]) -> Callable[
     return validate
 
 
+def _given(value: Any) -> Any:
+    if value is None:
+        raise ValueError(
+            "expected a value: without one, less would be required than the line says; leave the "
+            "field out if that is meant"
+        )
+    return value
+
+
 def _certificate_name(text: str) -> str:
     name = parse_dns_name(text)
     if _NUMBERS.fullmatch(name):
@@ -117,6 +126,9 @@ def _size(value: Any) -> Any:
     return value
 
 
+Given = BeforeValidator(_given)
+"""Refuses a field that is written without a value, whose entries may be commented out. It is for
+fields that require less if they are left out."""
 MOST: Final = 2**31 - 1
 """The largest number that libraries in C accept (gRPC's options, descriptors)."""
 Count = Annotated[int, Field(ge=1, le=MOST)]

@@ -22,6 +22,7 @@ from sds.attestation.exchange_key.events import check_exchange_key
 from sds.attestation.tpm.attest import PCRS
 from sds.attestation.tpm.register import ALGORITHM, LAST_PCR
 from sds.errors import EvidenceError
+from sds.settings.fields import Given
 
 if TYPE_CHECKING:
     from sds.attestation.checks import Checks
@@ -44,7 +45,7 @@ class PcrValues(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pcrs: dict[int, Annotated[list[Digest], Field(min_length=1)]] = {}
-    exchange_key_pcr: Annotated[StrictInt, Field(ge=0, le=LAST_PCR)] | None = None
+    exchange_key_pcr: Annotated[Annotated[StrictInt, Field(ge=0, le=LAST_PCR)] | None, Given] = None
 
     @model_validator(mode="after")
     def _another_pcr(self) -> Self:
@@ -77,7 +78,7 @@ def own_values(kind: str, model: type[_Values], values: ReferenceValues) -> _Val
         first = error.errors()[0]
         where = ".".join(map(str, ("others", kind, *first["loc"])))
         raise EvidenceError(
-            f"reference_values.{where}: {first['msg']}",
+            f"reference_values.{where}: {first['msg'].removeprefix('Value error, ')}",
             advice="docs/attestation.md lists what may be demanded of each kind",
         ) from error
 

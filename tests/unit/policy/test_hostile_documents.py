@@ -8,12 +8,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import yaml
 
 from sds.clock import SystemClock
-from sds.errors import PolicyError
+from sds.errors import ConfigurationError, PolicyError
+from sds.policy.document import PolicyDocument
 from sds.policy.envelope import PAYLOAD_TYPE, SignedPolicy, parse_envelope
 from sds.policy.holder import PolicyHolder
 from sds.policy.succession import PolicySuccession
+from sds.settings import yamlfile
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 
 ALICE = Signatory("alice")
@@ -136,3 +139,37 @@ def test_only_our_errors_come_out_of_an_envelope_and_they_can_be_written(text: s
     assert outcome.refusal is not None
     str(outcome.refusal).encode()
     assert keeps.epoch == 1
+
+
+_RULE = {"name": "a", "match": {"k8s:ns": "a"}, "spiffe_id": "spiffe://example.org/a"}
+_GRANT = {"spiffe_ids": ["spiffe://example.org/**"]}
+
+
+@pytest.mark.parametrize(
+    ("where", "fields"),
+    [
+        ("agents", {"reference_values": {"agents": None}}),
+        ("authorities", {"reference_values": {"authorities": None}}),
+        ("minimum_firmware", {"reference_values": {"agents": {"snp": {"minimum_firmware": None}}}}),
+        (
+            "minimum_policy_abi",
+            {"reference_values": {"agents": {"snp": {"minimum_policy_abi": None}}}},
+        ),
+        *(
+            (
+                "exchange_key_pcr",
+                {"reference_values": {"agents": {"others": {kind: {"exchange_key_pcr": None}}}}},
+            )
+            for kind in ("tpm", "azure-snp-vtpm", "azure-tdx-vtpm")
+        ),
+        ("max_lifetime", {"nodes": [{"name": "a", "grants": [_GRANT | {"max_lifetime": None}]}]}),
+        ("service_dns_names", {"workloads": [_RULE | {"service_dns_names": None}]}),
+    ],
+)
+def test_a_field_without_a_value_that_would_require_less_is_refused(
+    where: str, fields: dict[str, Any]
+) -> None:
+    """YAML reads a field whose entries are commented out as null."""
+    text = yaml.safe_dump(document(1, **fields))
+    with pytest.raises(ConfigurationError, match=rf"{where}: expected a value"):
+        yamlfile.validate(yamlfile.parse(text, what="policy"), PolicyDocument, what="policy")
