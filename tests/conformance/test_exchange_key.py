@@ -185,7 +185,8 @@ REPORT_DATA = ReportData(bytes(range(64)))
 
 def judged(evidence: Evidence, *, pcr: int | None = PCR) -> list[str]:
     """Reasons of the checks that failed."""
-    values = ReferenceValues.model_validate({"others": {SNP_VTPM: {"exchange_key_pcr": pcr}}})
+    own = {} if pcr is None else {"exchange_key_pcr": pcr}
+    values = ReferenceValues.model_validate({"others": {SNP_VTPM: own}})
     root = machines.simulated().ark_der
     files = examined_files(Places(roots=(root,)))
     make = kind_module(SNP_VTPM).examiner
