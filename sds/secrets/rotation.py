@@ -328,7 +328,7 @@ class Rotation:
                 key_id=verified.key_id,
                 serial=verified.serial,
                 not_before=verified.not_before,
-                not_after=verified.not_after,
+                not_after=verified.valid_until,
                 received_at=answer.received.wall,
                 root=verified.root,
             )
@@ -347,7 +347,7 @@ class Rotation:
             extra={
                 "spiffe_id": str(identity.spiffe_id),
                 "serial": f"{verified.serial:x}",
-                "not_after": verified.not_after.isoformat(),
+                "not_after": verified.valid_until.isoformat(),
                 "version": version,
             },
         )

@@ -46,7 +46,7 @@ class Svid:
         key_id: SHA-256 of the leaf's SubjectPublicKeyInfo, lower-case hex.
         serial: the leaf's serial number.
         not_before: the leaf's, aware, UTC.
-        not_after: the leaf's, aware, UTC.
+        not_after: the end of its path, the earliest not-after in it with the root's, aware, UTC.
         received_at: wall time at which the authority's answer arrived.
         root: SHA-256 of the DER of the root that it verifies under, lower-case hex.
     """

@@ -561,6 +561,20 @@ async def test_a_clock_that_is_set_forward_leaves_time_for_another_attempt() -> 
         assert w.serial(wanted) not in (serial, None)
 
 
+async def test_a_certificate_that_outlives_its_root_is_said_to_end_with_it() -> None:
+    long = identity(seconds=400 * 86400)
+    async with world(long) as w:
+        await w.served(long)
+        (status,) = w.rotation.status()
+        end = w.authority.root.certificate.not_valid_after_utc
+        assert status.not_after == end
+        await w.clock.advance(1)
+        w.authority.failure = DOWN
+        w.clock.step((end - w.clock.wall).total_seconds())
+        await w.clock.advance(2)
+        assert w.serial(long) is None
+
+
 async def test_a_certificate_that_ended_while_it_waited_for_its_root_is_not_stored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
