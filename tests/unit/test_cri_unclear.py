@@ -8,9 +8,10 @@ from sds.clock import SystemClock
 from sds.errors import WorkloadError
 from sds.workload.cri.attestor import CriAttestor
 from sds.workload.cri.pods import SeenContainer, SeenPod, SeenPods
-from sds.workload.cri.runtime import Listed
+from sds.workload.cri.runtime import DescribedContainer, Listed
 from sds.workload.cri.settings import CriSettings, PodContents
 from sds.workload.proc import pod_roots
+from tests.support.clock import FakeClock
 
 if TYPE_CHECKING:
     import pytest
@@ -101,6 +102,38 @@ async def test_a_look_that_fails_at_one_container_costs_its_pod_the_identity(
     runtime.there = []
     await looks._look()
     assert pod.holds(LISTED)
+
+
+async def test_a_pod_that_begins_after_the_clock_was_set_back_has_its_identity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before, no new pod had one until the clock was where it had been when the agent started."""
+    clock = FakeClock()
+    runtime = PlayedRuntime("cri_not_described")
+    runtime.there = []
+    runtime.pods = {"before"}
+    made = SeenPods(CriSettings(), None, started_ns=int(clock.wall.timestamp() * 1e9))
+    looks = CriAttestor(runtime, made, CriSettings(), roots=pod_roots({}), clock=clock)  # type: ignore[arg-type]
+
+    async def sandbox(identifier: str) -> DescribedContainer:
+        spec = {
+            "process": {"user": {}, "args": []},
+            "root": {},
+            "mounts": [],
+            "linux": {"cgroupsPath": f"/{identifier}"},
+            "annotations": {},
+        }
+        created_at = int(clock.wall.timestamp() * 1e9) - 10**9
+        return DescribedContainer(
+            pid=1, spec=spec, image="pause", pod_uid=identifier, created_at=created_at
+        )
+
+    monkeypatch.setattr(runtime, "sandbox", sandbox)
+    await looks._look()
+    clock.step(-3600)
+    runtime.pods |= {"after"}
+    await looks._look()
+    assert {key for key, pod in made.pods.items() if pod.missed} == {"before"}
 
 
 async def test_an_outage_of_the_runtime_changes_nothing() -> None:

@@ -81,6 +81,8 @@ class CriAttestor:
         self._looking = asyncio.Lock()
         self._explanations = Explanations(runtime, clock=clock)
         self._looked_at = float("-inf")
+        self._first_list: frozenset[str] | None = None
+        """The sandboxes that were listed first; others began after that, whatever clocks say."""
         self._changed = False
         """Whether a look saw something new that is not yet announced."""
         self._late: dict[str, float] = {}
@@ -300,11 +302,14 @@ class CriAttestor:
         Raises:
             WorkloadError: the runtime did not answer; what was seen before that counts.
         """
+        if self._first_list is None:
+            self._first_list = sandboxes
         for sandbox in sandboxes - set(self._seen.pods) - set(self._refused):
             try:
                 said = await self._described(sandbox, self._runtime.sandbox)
                 now_ns = int(self._clock.now().wall.timestamp() * 1e9)
-                await self._seen.add_sandbox(sandbox, said, now_ns=now_ns)
+                joined = sandbox not in self._first_list
+                await self._seen.add_sandbox(sandbox, said, now_ns=now_ns, joined=joined)
                 self._changed = True
                 self._storing.note()
             except Exception as error:  # noqa: BLE001  the boundary between one sandbox and others

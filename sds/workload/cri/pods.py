@@ -187,7 +187,7 @@ class SeenPods:
         )
 
     async def add_sandbox(
-        self, sandbox_id: str, said: DescribedContainer, *, now_ns: int
+        self, sandbox_id: str, said: DescribedContainer, *, now_ns: int, joined: bool = False
     ) -> SeenPod:
         """Note a sandbox that is seen for the first time.
 
@@ -195,6 +195,7 @@ class SeenPods:
             sandbox_id: the sandbox.
             said: what the runtime says about it.
             now_ns: the time in nanoseconds since 1970, by the clock by which it was created.
+            joined: whether an earlier list of the runtime lacks it, so that it is young.
 
         Raises:
             WorkloadError: its description has an unknown form.
@@ -203,9 +204,9 @@ class SeenPods:
         around = self.around(sandbox_id, pod)
         pod.digest, pod.unmeasured = await _measured("", said.image, said.spec, around, sandbox_id)
         pod.pid = said.pid
-        if said.created_at < self._started_ns:
+        if not joined and said.created_at < self._started_ns:
             pod.missed = "the pod is older than this agent's memory of it: start it again"
-        elif said.created_at > now_ns:
+        elif not joined and said.created_at > now_ns:
             # Nobody knows how old it is, and whoever sets the clock could make an old one young.
             pod.missed = "the clock was set back since the pod began: start it again"
         pod.bound()
