@@ -297,7 +297,7 @@ def _tls(config: AuthorityConfig, clock: Clock, *, write: bool = True) -> Server
     section = config.tls
     if section.certificate is not None and section.key is not None:
         return FollowedTls(section.certificate, section.key, clock=clock)
-    tls = self_signed_tls(now=clock.now().wall, server_names=section.server_names)
+    tls = self_signed_tls(server_names=section.server_names)
     if section.certificate_out is not None and write:
         try:
             replace_file(section.certificate_out, tls.certificate_pem, mode=0o644)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography import x509
@@ -36,14 +36,13 @@ from sds.transport.tls_settings import ServerTlsSettings, server_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
     from pathlib import Path
 
 _MAX_BYTES: Final = 1024 * 1024
-_LIFETIME: Final = timedelta(days=3650)
-"""The lifetime has no meaning, because agents pin the key again at every connection."""
+_VALID: Final = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""The lifetime has no meaning, because agents pin the key again at every connection. What the clock
+says when the certificate is made must have none either (RFC 5280, section 4.1.2.5: no end)."""
 _ISO: Final = "%Y-%m-%dT%H:%M:%SZ"
-_BACKDATE: Final = timedelta(days=1)
 
 
 class ServerTls(Protocol):
@@ -98,11 +97,10 @@ class TlsIdentity:
         return self._made[0]
 
 
-def self_signed_tls(*, now: datetime, server_names: Sequence[str] = ()) -> TlsIdentity:
-    """Make a fresh P-256 key with a self-signed certificate.
+def self_signed_tls(*, server_names: Sequence[str] = ()) -> TlsIdentity:
+    """Make a fresh P-256 key with a self-signed certificate that is valid at any time.
 
     Args:
-        now: the time; the certificate is valid from a day before.
         server_names: DNS names beside the fixed one, for agents that have this certificate as a
             configured root.
     """
@@ -117,8 +115,8 @@ def self_signed_tls(*, now: datetime, server_names: Sequence[str] = ()) -> TlsId
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(secrets.randbits(158) | 1 << 158)
-        .not_valid_before(now - _BACKDATE)
-        .not_valid_after(now + _LIFETIME)
+        .not_valid_before(_VALID[0])
+        .not_valid_after(_VALID[1])
         .add_extension(
             x509.SubjectAlternativeName(
                 [x509.DNSName(text) for text in (TLS_SERVER_NAME, *server_names)]

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import ssl
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +25,9 @@ from sds.ca.tls_files import FollowedTls
 from sds.clock import SystemClock
 from sds.errors import AuthorityUnavailableError, ConfigurationError
 from sds.exchange.item import IssuedChain
+from sds.pki import certificate_pem, certificates_from_pem, load_certificate, private_key_pem
 from tests.support.authority import World, wish
-from tests.support.certificates import common_name
+from tests.support.certificates import Wish, common_name, self_signed
 from tests.support.no_threads import give_no_more_threads
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ NAME = "ca.test"
 
 
 def tls() -> TlsIdentity:
-    return self_signed_tls(now=SystemClock().now().wall, server_names=[NAME])
+    return self_signed_tls(server_names=[NAME])
 
 
 def write(folder: Path, identity: TlsIdentity) -> None:
@@ -129,12 +130,21 @@ async def test_files_are_followed(tmp_path: Path) -> None:
         await asyncio.gather(following, return_exceptions=True)
 
 
+def test_a_certificate_that_is_made_while_the_clock_is_wrong_is_valid_when_it_is_right() -> None:
+    """An authority makes one when it starts, and agents refused it until the next start."""
+    made = load_certificate(certificates_from_pem(tls().certificate_pem)[0])
+    assert made.not_valid_before_utc.year <= 1970
+    assert made.not_valid_after_utc == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+
+
 async def test_what_has_expired_or_is_gone_takes_nothing_away(tmp_path: Path) -> None:
     first = tls()
     write(tmp_path, first)
     served = followed(tmp_path)
-    long_ago = SystemClock().now().wall - timedelta(days=5000)
-    write(tmp_path, self_signed_tls(now=long_ago))
+    past = SystemClock().now().wall - timedelta(days=2)
+    over = self_signed(Wish(not_before=past, not_after=past + timedelta(days=1)))
+    (tmp_path / "tls.crt").write_bytes(certificate_pem([over.der]))
+    (tmp_path / "tls.key").write_bytes(private_key_pem(over.key))
     await served.look()
     (tmp_path / "tls.crt").unlink()
     await served.look()

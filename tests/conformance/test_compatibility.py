@@ -19,7 +19,6 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca.tls import self_signed_tls
-from sds.clock import SystemClock
 from sds.exchange.item import IssuedChain
 from tests.support.authority import World, identity, items, wish
 from tests.support.raw_exchange import Middle, Request, Response
@@ -113,7 +112,7 @@ def test_fields_are_only_added(path: Path, tmp_path: Path) -> None:
 async def exchange_through(peer: Peer) -> None:
     """A batch and a renewal, every message passing the other version in both directions."""
     world = World()
-    tls = self_signed_tls(now=SystemClock().now().wall)
+    tls = self_signed_tls()
 
     class Version(Middle):
         async def handle(self, method: Any, context: Any) -> None:

@@ -288,7 +288,7 @@ async def test_an_authority_without_a_certificate_says_so() -> None:
 async def test_a_server_that_speaks_something_else_is_an_error_of_ours() -> None:
     world = World()
     server = grpc.aio.server()
-    tls = self_signed_tls(now=SystemClock().now().wall)
+    tls = self_signed_tls()
     port = server.add_secure_port("127.0.0.1:0", grpc_credentials(tls))
     await server.start()
     try:
@@ -357,8 +357,8 @@ async def test_many_ask_at_once_and_each_gets_its_own() -> None:
 
 async def test_plain_tls_is_verified_against_root_and_name() -> None:
     world, wanted = World(), [wish()]
-    tls = self_signed_tls(now=SystemClock().now().wall, server_names=["ca.test"])
-    other = self_signed_tls(now=SystemClock().now().wall, server_names=["ca.test"])
+    tls = self_signed_tls(server_names=["ca.test"])
+    other = self_signed_tls(server_names=["ca.test"])
     async with world.running(tls=tls, attester=None) as authority:
 
         def settings(root: bytes, name: str) -> AuthoritySettings:

@@ -93,7 +93,7 @@ async def test_a_policy_that_demands_evidence_demands_it_under_verified_tls_too(
     party: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World()
-    tls = self_signed_tls(now=SystemClock().now().wall, server_names=["ca.test"])
+    tls = self_signed_tls(server_names=["ca.test"])
     root = tmp_path / "root.pem"
     root.write_bytes(tls.certificate_pem)
     async with world.running(tls=tls, attester=None) as running:

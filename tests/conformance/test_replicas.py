@@ -63,7 +63,7 @@ class Once:
 
 
 def tls() -> TlsIdentity:
-    return self_signed_tls(now=SystemClock().now().wall, server_names=[NAME])
+    return self_signed_tls(server_names=[NAME])
 
 
 def verified(identities: list[TlsIdentity], *ports: int) -> AuthoritySettings:

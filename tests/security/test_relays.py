@@ -13,7 +13,6 @@ from sds.attestation.csr import make_attested_csr
 from sds.authority.attested import AuthoritySettings
 from sds.authority.channel import VerifiedTls
 from sds.ca.tls import self_signed_tls
-from sds.clock import SystemClock
 from sds.exchange import wire
 from sds.exchange.challenge import attested_csr_report_data, new_nonce
 from sds.identity import KeyType
@@ -142,7 +141,7 @@ async def test_an_agents_evidence_is_not_an_authoritys() -> None:
     both = Machine(AUTHORITY)
     world = World(agent=both, authority=both)
     async with world.running() as authority:
-        tls = self_signed_tls(now=SystemClock().now().wall)
+        tls = self_signed_tls()
         made = (await request(new_nonce(), [ONE], both)).certificates.evidence
 
         def swap(response: Response) -> Response:
@@ -163,7 +162,7 @@ async def test_an_agents_evidence_is_not_an_authoritys() -> None:
 async def test_whoever_ends_tls_in_the_middle_learns_nothing_but_a_nonce() -> None:
     world = World()
     async with world.running() as authority:
-        middle = Middle(authority.port, self_signed_tls(now=SystemClock().now().wall))
+        middle = Middle(authority.port, self_signed_tls())
         async with middle.listening() as port, world.client(port) as client:
             with refused("authority_evidence", match="another TLS key"):
                 await client.issue([ONE])
@@ -176,7 +175,7 @@ async def test_whoever_ends_tls_in_the_middle_learns_nothing_but_a_nonce() -> No
 async def test_whoever_puts_his_own_tls_key_into_the_challenge_breaks_the_evidence() -> None:
     world = World()
     async with world.running() as authority:
-        tls = self_signed_tls(now=SystemClock().now().wall)
+        tls = self_signed_tls()
 
         def claim(response: Response) -> Response:
             response.challenge.tls_spki_sha256 = tls.key_digest
@@ -201,7 +200,7 @@ async def test_valid_tls_without_evidence_is_not_enough() -> None:
 async def test_replayed_evidence_of_an_authority(cover: bool) -> None:  # noqa: FBT001  a parameter of the test
     """The strongest place for it: TLS that the agent's operator trusts."""
     world = World()
-    tls = self_signed_tls(now=SystemClock().now().wall, server_names=["ca.test"])
+    tls = self_signed_tls(server_names=["ca.test"])
     async with world.running(tls=tls) as authority:
         async with raw_stream(authority.port) as stream:
             recorded = await stream.hello()
@@ -229,7 +228,7 @@ async def test_replayed_evidence_of_an_authority(cover: bool) -> None:  # noqa: 
 @pytest.mark.parametrize("part", ["roots", "chain", "policy", "epoch"])
 async def test_every_part_of_a_challenge_is_bound(part: str) -> None:
     world = World()
-    tls = self_signed_tls(now=SystemClock().now().wall, server_names=["ca.test"])
+    tls = self_signed_tls(server_names=["ca.test"])
     async with world.running(tls=tls) as authority, World().running() as foreign:
 
         def change(response: Response) -> Response:
@@ -262,7 +261,7 @@ async def test_every_part_of_a_challenge_is_bound(part: str) -> None:
 async def test_an_answer_from_another_key_or_with_another_root_is_refused() -> None:
     """Where TLS ends in front of the authority, an answer can be changed after the Challenge."""
     world = World()
-    tls = self_signed_tls(now=SystemClock().now().wall, server_names=["ca.test"])
+    tls = self_signed_tls(server_names=["ca.test"])
     async with world.running(tls=tls) as authority, World().running() as foreign:
 
         def change(response: Response) -> Response:

@@ -11,7 +11,6 @@ from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.ca.tls import self_signed_tls
-from sds.clock import SystemClock
 from sds.exchange import wire
 from tests.support.authority import World, configured, identity, rule, wish
 from tests.support.machines import simulated
@@ -101,7 +100,7 @@ async def test_a_man_in_the_middle_and_another_authority(chips: SimulatedRoot) -
         "verifier": verifier(chips, AUTHORITY),
     }
     async with world.running(**authority(chips)) as running:
-        tls = self_signed_tls(now=SystemClock().now().wall)
+        tls = self_signed_tls()
 
         def claim(response: Response) -> Response:
             response.challenge.tls_spki_sha256 = tls.key_digest

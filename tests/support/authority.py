@@ -148,7 +148,7 @@ class World:
         default = AuthorityParts(
             trust_domain=TRUST_DOMAIN,
             listen="127.0.0.1:0",
-            tls=self_signed_tls(now=clock.now().wall),
+            tls=self_signed_tls(),
             source=SelfSigned(
                 trust_domain=TRUST_DOMAIN,
                 key_type=KeyType.EC_P256,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sds.ca.tls import TlsIdentity, self_signed_tls
-from sds.clock import SystemClock
 from sds.transport.tls_socket import TlsEndpoints, TlsSocket
 from sds.transport.turns import BUFFER_BYTES
 from tests.support.raw_http2 import tls
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def identity() -> TlsIdentity:
-    return self_signed_tls(now=SystemClock().now().wall)
+    return self_signed_tls()
 
 
 IDENTITY = identity()

@@ -135,7 +135,7 @@ def test_agents_take_the_room_of_strangers(most: int, proven: int, room: int) ->
 
 
 def connections(most: int) -> Connections:
-    tls = self_signed_tls(now=SystemClock().now().wall)
+    tls = self_signed_tls()
     return Connections(
         most=most,
         limits=ExchangeLimits(),
