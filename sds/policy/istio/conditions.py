@@ -104,11 +104,11 @@ class Conditions:
             return self._methods(manifest, spot, texts, negated=negated)
         globs: list[Glob] = []
         for text in texts:
-            found = self._globs(manifest, plain, text, denies=denies)
+            found = self._globs(manifest, plain, text, denies=denies, negated=negated)
             if found is None:
                 return Condition(what="never" if negated else "always")
             globs += found
-        if plain == "hosts" and not denies:
+        if plain == "hosts" and (negated or not denies):
             self._find(
                 spot,
                 f"{manifest.title}: a host matches here with any port and in any case",
@@ -132,7 +132,7 @@ class Conditions:
         return Condition(what="methods", texts=named, negated=negated)
 
     def _globs(
-        self, manifest: Manifest, plain: str, text: str, *, denies: bool
+        self, manifest: Manifest, plain: str, text: str, *, denies: bool, negated: bool
     ) -> list[Glob] | None:
         match plain:
             case "principals":
@@ -144,7 +144,8 @@ class Conditions:
             case "paths":
                 return rules.paths(text)
             case _:
-                host = rules.host(text, denies=denies)
+                # A denial of all others allows these, so it must not name more than Istio's.
+                host = rules.host(text, denies=denies and not negated)
                 return None if host is None else [host]
 
 

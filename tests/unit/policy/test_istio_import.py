@@ -331,6 +331,11 @@ def test_what_cannot_be_said_allows_nothing_and_denies_everything(
             [(CURL, {"host": "b.com"})],
         ),
         (
+            "to: [{operation: {notHosts: ['a.com:8080']}}]",  # Istio denies every other port
+            [],
+            [(CURL, {"host": "a.com:8080"}), (CURL, {"host": "a.com:81"}), (CURL, {})],
+        ),
+        (
             "from: [{source: {namespaces: [bar]}}], to: [{operation: {notMethods: [GET]}}]",
             [(SLEEP, {"method": "GET"})],
             [(SLEEP, {"method": "PUT"})],
@@ -345,6 +350,8 @@ def test_denials_of_everything_but(
         assert mesh.may(who, **dict(request)), (who, request, mesh.found.allow)
     for who, request in gone:
         assert not mesh.may(who, **dict(request)), (who, request, mesh.found.allow)
+    if "notHosts" in rule:
+        assert [*mesh.narrower, *mesh.notes], "what differs from Istio is said"
 
 
 def test_scopes(tmp_path: Path) -> None:
