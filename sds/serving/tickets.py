@@ -11,11 +11,12 @@ Keys are newest first: Envoy encrypts with the first and decrypts with all
 
 from __future__ import annotations
 
+import functools
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sds.clock import elapsed, sleep_elapsed
+from sds.clock import elapsed, sleep_while
 from sds.secrets.memory import SecretBytes
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ KEY_BYTES: Final = 80
 """The length of a key in Envoy: 16 bytes of name, 32 of HMAC key, 32 of AES key."""
 KEYS: Final = 4
 """How many keys an identity has: one that encrypts, and others that decrypt older tickets."""
+_LEAST_SECONDS: Final = 4.0
+"""However short a certificate lives, keys are replaced once a second at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +63,10 @@ class SessionTickets:
     """The ticket keys of the identities for which they are on.
 
     Args:
-        store: draws versions.
+        store: draws versions, and has the certificates, whose authority may grant less than was
+            asked for.
         identities: the identities for which tickets are on.
-        longest_life: the shortest lifetime of any certificate: no key outlives it.
+        longest_life: the shortest lifetime that is asked for: no key outlives it.
         clock: gives the age of keys.
     """
 
@@ -102,14 +106,24 @@ class SessionTickets:
     async def run(self, changed: Callable[[], None]) -> None:
         """Rotate at intervals until cancelled, and call ``changed`` after each rotation."""
         while self._keys:
-            await sleep_elapsed(self._clock, self._life / KEYS)
+            await sleep_while(self._clock, functools.partial(self._left, self._clock.now()))
             self.rotate()
             changed()
+
+    def _left(self, since: Instant, now: Instant) -> float:
+        """Return the seconds until the next rotation, after one at ``since``."""
+        return self._shortest() / KEYS - elapsed(since, now)
+
+    def _shortest(self) -> float:
+        """Return the shortest life of a certificate, in seconds."""
+        svids = (stored.svid for stored in self._store.svids().values())
+        lives = ((one.not_after - one.received_at).total_seconds() for one in svids)
+        return min(self._life, max(_LEAST_SECONDS, min(lives, default=self._life)))
 
     def _set(self, identity: Identity, kept: tuple[TicketKey, ...]) -> None:
         now = self._clock.now()
         new = SecretBytes(secrets.token_bytes(KEY_BYTES))
-        keys = rotated(kept, new, now=now, longest_life=self._life)
+        keys = rotated(kept, new, now=now, longest_life=self._shortest())
         before = self._keys.get(identity)
         self._keys[identity] = (self._store.draw_version(), keys)
         if before is not None:

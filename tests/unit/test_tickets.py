@@ -1,5 +1,5 @@
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,6 +12,7 @@ from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore
 from sds.serving.tickets import KEY_BYTES, KEYS, SessionTickets, TicketKey, rotated
 from tests.support.clock import FakeClock
+from tests.support.serving import svid
 
 TD = TrustDomain("example.org")
 A = Identity(spiffe_id=SpiffeId(TD, "/a"))
@@ -99,6 +100,21 @@ async def test_no_key_outlives_certificates_while_a_hypervisor_pauses_the_guest(
     await clock.advance(60)
     clock.step(86400)
     await clock.advance(LOOK_SECONDS)
+    running.cancel()
+    assert not before & set(keys(tickets))
+
+
+async def test_no_key_outlives_a_certificate_that_lives_less_than_was_asked_for() -> None:
+    """A policy may shorten it."""
+    clock, store = FakeClock(), SecretStore()
+    tickets = SessionTickets(store, identities=[A], longest_life=HOUR, clock=clock)
+    before = set(keys(tickets))
+    running = asyncio.create_task(tickets.run(lambda: None))
+    await clock.settle()
+    now = clock.wall
+    granted = replace(svid(A), received_at=now, not_after=now + timedelta(minutes=10))
+    store.put_svid(granted)
+    await clock.advance(601)
     running.cancel()
     assert not before & set(keys(tickets))
 
