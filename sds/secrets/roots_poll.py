@@ -69,7 +69,7 @@ async def poll_roots(
     Args:
         source: the authority that is asked.
         clock: waits.
-        lifetime: the shortest lifetime in seconds; None while nothing is wanted.
+        lifetime: the shortest lifetime in seconds, as it was granted; None while nothing is wanted.
         may_ask: whether to ask now.
         attempt_seconds: for one answer.
         on_roots: takes each answer.

@@ -443,7 +443,7 @@ class Rotation:
         return max(here, self._settings.lifetime_elsewhere)
 
     def _shortest_lifetime(self) -> float | None:
-        return min((one.state.lifetime for one in self._managed.values()), default=None)
+        return min((one.state.span for one in self._managed.values()), default=None)
 
     def _take_roots(self, roots: Sequence[bytes], now: Instant) -> None:
         self._roots.vouched(roots, now)

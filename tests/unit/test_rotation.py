@@ -561,6 +561,20 @@ async def test_a_clock_that_is_set_forward_leaves_time_for_another_attempt() -> 
         assert w.serial(wanted) not in (serial, None)
 
 
+async def test_roots_are_asked_for_as_often_as_the_granted_lifetime_demands() -> None:
+    """A policy may shorten what is asked for; a new root settles for a part of what is granted."""
+    long = identity(seconds=86400)
+    async with world(roots=True) as w:
+        assert isinstance(w.authority, FakeAuthorityWithRoots)
+        w.authority.lifetime = timedelta(seconds=100)
+        w.rotation.ensure(long)
+        await w.served(long)
+        await w.clock.advance(31)  # until then it did not know
+        before = w.authority.polls
+        await w.clock.advance(20)
+        assert w.authority.polls - before >= 5
+
+
 async def test_a_certificate_that_outlives_its_root_is_said_to_end_with_it() -> None:
     long = identity(seconds=400 * 86400)
     async with world(long) as w:
