@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 
 CLAIM: Final = "k8s:"
 """The prefix of selectors that the API server asserts, so that a writer of etcd can change them."""
+_WITH_CLAIMS: Final = frozenset(
+    {
+        *("socket:name", "unix:uid", "unix:gid", "unix:supplementary-gid", "unix:path"),
+        "cri:container-name",
+    }
+)
+"""Selectors that tell nobody apart beside claims: whoever writes a pod into etcd also writes its
+user, its image's paths and its containers' names, and every pod connects to the node's socket."""
 _FIELD: Final = re.compile(r"[^/{}]*\{[^{}]*\}[^/]*")
 _ROLLBACK: Final = timedelta(days=31)
 _TOKEN: Final = EvidenceKind.KUBERNETES_TOKEN
@@ -42,7 +50,7 @@ def guest_errors(document: PolicyDocument) -> Iterator[str]:
     """Return rules of guests that rest on claims alone, which a writer of etcd can satisfy."""
     guests = [group for group in document.nodes if is_measured(group) and group.grants]
     for rule in document.workloads:
-        if not all(kind.startswith(CLAIM) for kind in rule.match):
+        if not _rests_on_claims(rule):
             continue
         names = _names_of(rule, document.trust_domain)
         for group in guests:
@@ -51,8 +59,8 @@ def guest_errors(document: PolicyDocument) -> Iterator[str]:
                 yield (
                     f"workloads: {rule.name} rests on the API server's claims alone "
                     f"({', '.join(sorted(rule.match))}), and nodes: {group.name} are measured "
-                    "machines: anyone who can write to etcd gets the identity; match what the "
-                    "guest sees itself too (cri:, unix:, socket:)"
+                    "machines: anyone who can write to etcd gets the identity; match what they "
+                    "do not choose too (cri:pod-digest, or at least cri:container-digest)"
                 )
                 break
 
@@ -68,8 +76,7 @@ def guest_warnings(document: PolicyDocument) -> Iterator[str]:
         )
     for rule in document.workloads:
         claims = claimed_fields(rule)
-        rests_on_claims = all(kind.startswith(CLAIM) for kind in rule.match)
-        if claims and not rests_on_claims:
+        if claims and not _rests_on_claims(rule):
             yield (
                 f"workloads: the name that {rule.name} gives is filled from the API server's "
                 f"claims ({', '.join(claims)}); write it out if etcd is not trusted"
@@ -81,6 +88,12 @@ def guest_warnings(document: PolicyDocument) -> Iterator[str]:
                 "who can write to etcd moves such a name to another pod of the rule; write the "
                 "names under dns_names, and let clients match SPIFFE IDs (inbound, outbound:)"
             )
+
+
+def _rests_on_claims(rule: WorkloadRule) -> bool:
+    """Say whether a writer of etcd chooses everything that the rule asks for."""
+    claims = [kind for kind in rule.match if kind.startswith(CLAIM)]
+    return bool(claims) and set(rule.match) <= {*claims, *_WITH_CLAIMS}
 
 
 def claimed_fields(rule: WorkloadRule) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 S = "spiffe://example.org"
 GUESTS = {"name": "guests", "measurements": ["ab" * 48], "grants": [{"spiffe_ids": f"{S}/ns/**"}]}
 NODES = {"name": "nodes", "kinds": ["kubernetes-token"], "grants": [{"spiffe_ids": f"{S}/ns/**"}]}
+DIGEST = "sha256:" + "ab" * 32
 WINDOW = {"not_before": "2026-01-01T00:00:00Z", "not_after": "2026-01-20T00:00:00Z"}
 
 
@@ -44,7 +45,13 @@ def rule(spiffe_id: str = "", **match: str) -> dict[str, Any]:
         ([GUESTS], [rule(k8s_ns="*", k8s_sa="web")], True),
         ([GUESTS], [rule(f"{S}/ns/a/sa/b", k8s_sa="web")], True),
         ([NODES, GUESTS], [rule(k8s_ns="*")], True),
-        ([GUESTS], [rule(k8s_ns="*", unix_uid="1")], False),
+        # Whoever writes a pod into etcd writes these too, or every pod has them.
+        ([GUESTS], [rule(k8s_ns="*", unix_uid="1")], True),
+        ([GUESTS], [rule(k8s_ns="*", socket_name="node")], True),
+        ([GUESTS], [rule(k8s_ns="*", **{"cri_container-name": "web"})], True),
+        ([GUESTS], [rule(k8s_ns="*", **{"cri_image-config": DIGEST})], False),
+        ([GUESTS], [rule(k8s_ns="*", **{"cri_pod-digest": DIGEST})], False),
+        ([GUESTS], [rule(f"{S}/ns/a/sa/b", unix_uid="1")], False),  # perhaps of the guest itself
         ([GUESTS], [rule("spiffe://{trust_domain}/ns/x", socket_name="x")], False),
         ([GUESTS], [rule(f"{S}/other/{{namespace}}", k8s_ns="*")], False),
         ([NODES], [rule(k8s_ns="*")], False),
@@ -60,7 +67,7 @@ def test_rules_of_guests_that_rest_on_claims_alone_are_errors(
 
 
 def test_names_from_claims_and_long_windows_are_warned_of_in_guests(tmp_path: Path) -> None:
-    mixed = [rule(k8s_ns="*", unix_uid="1")]
+    mixed = [rule(k8s_ns="*", **{"cri_pod-digest": DIGEST})]
     _, text = lint(tmp_path, nodes=[GUESTS], workloads=mixed, not_after="2026-03-01T00:00:00Z")
     assert "is filled from the API server's claims (namespace, service_account)" in text
     assert "more than 31 days" in text
@@ -186,7 +193,8 @@ def test_evidence_that_proves_little(
 def test_names_of_services_in_guests_are_warned_of(
     tmp_path: Path, nodes: list[Any], names: list[str], *, warned: bool
 ) -> None:
-    one = rule(f"{S}/ns/a/sa/b", k8s_ns="a", unix_uid="1") | {"service_dns_names": names}
+    match = {"k8s_ns": "a", "cri_pod-digest": DIGEST}
+    one = rule(f"{S}/ns/a/sa/b", **match) | {"service_dns_names": names}
     status, text = lint(tmp_path, nodes=nodes, workloads=[one])
     assert status == 0
     assert ("moves such a name to another pod" in text) is warned, text
