@@ -31,7 +31,7 @@ from sds.serving.remembered import Remembered
 from sds.serving.subscription import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from datetime import datetime
 
     from sds.clock import Clock
@@ -47,6 +47,9 @@ AUTHORIZATION_TCP: Final = "authorization-tcp"
 _TCP: Final = "-tcp"
 DEFAULT_TTL: Final = timedelta(hours=1)
 _SHORTEST_TTL: Final = timedelta(seconds=1)
+_BEATS: Final = 3
+"""How many heartbeats there are in a filter's life."""
+_LEAST_BEAT_SECONDS: Final = 1.0
 _STAMP_BYTES: Final = 4 * 1024 * 1024
 _FILTER_BYTES: Final = 8 * 1024 * 1024
 """The most bytes of remembered versions and filters: pods with identities of their own come and
@@ -80,6 +83,8 @@ class ExtensionCatalog:
         policy: decides; if it is None, every filter denies everything.
         clock: gives the time for which policy is asked.
         ttl: the longest life of a filter without a heartbeat.
+        on_short: is told within how many seconds a heartbeat must follow a filter whose life is
+            shorter, because the policy ends soon. If the clock is set back, it does not.
     """
 
     type_url: Final = EXTENSION_TYPE
@@ -91,8 +96,10 @@ class ExtensionCatalog:
         policy: AuthorizationPolicy | None,
         clock: Clock,
         ttl: timedelta = DEFAULT_TTL,
+        on_short: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._store = store
+        self._on_short = on_short
         self._policy: AuthorizationPolicy = policy if policy is not None else _NoPolicy()
         self._clock = clock
         self._ttl = ttl
@@ -103,7 +110,7 @@ class ExtensionCatalog:
     @property
     def heartbeat_seconds(self) -> float:
         """Return the seconds between two heartbeats."""
-        return self._ttl.total_seconds() / 3
+        return self._ttl.total_seconds() / _BEATS
 
     def everything(self, caller: Caller) -> tuple[str, ...]:
         """Return the names that the wildcard stands for."""
@@ -118,9 +125,9 @@ class ExtensionCatalog:
         identity, tcp = meant
         allowed = self._policy.authorization(identity, now=self._clock.now().wall)
         version, encoded = self._stamped(name, allowed, tcp=tcp)
-        return Resource(
-            Receipt(name, version), encoded, type_url=EXTENSION_TYPE, ttl=self.ttl(allowed)
-        )
+        if (ttl := self.ttl(allowed)) < self._ttl:
+            self._on_short(max(_LEAST_BEAT_SECONDS, ttl.total_seconds() / _BEATS))
+        return Resource(Receipt(name, version), encoded, type_url=EXTENSION_TYPE, ttl=ttl)
 
     def ttl(self, allowed: Authorization) -> timedelta:
         """Return how long the filter lives without a heartbeat: never beyond the policy's end."""

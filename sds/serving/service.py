@@ -123,6 +123,7 @@ class SecretService:
             policy=self.options.authorizations,
             clock=self.clock,
             ttl=self.options.authorization_ttl,
+            on_short=self._beat_within,
         )
         self._heartbeat: asyncio.TimerHandle | None = None
         self._beats = Trickle("listener", 1)
@@ -300,6 +301,13 @@ class SecretService:
         if self._heartbeat is None:
             seconds = self._extensions.heartbeat_seconds
             loop = asyncio.get_running_loop()
+            self._heartbeat = loop.call_later(seconds, guarded("listener", self._beat))
+
+    def _beat_within(self, seconds: float) -> None:
+        """Let the next heartbeat, if one is expected, come no later than in so many seconds."""
+        loop = asyncio.get_running_loop()
+        if self._heartbeat is not None and self._heartbeat.when() > loop.time() + seconds:
+            self._heartbeat.cancel()
             self._heartbeat = loop.call_later(seconds, guarded("listener", self._beat))
 
     def _beat(self) -> None:

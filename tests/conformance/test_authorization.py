@@ -392,6 +392,23 @@ async def test_a_life_ends_with_the_policy_and_heartbeats_extend_it(
         assert wrapper.ttl.ToTimedelta() <= timedelta(seconds=2.4)
 
 
+async def test_a_short_life_is_extended_in_time_if_the_clock_is_set_back(tmp_path: Path) -> None:
+    """The clock was ahead, and the policy seemed to end soon. Nothing changes but the time left."""
+    async with authorizing(tmp_path) as it:
+        it.policy.rules = {WEB.spiffe_id: (NARROW,)}
+        it.policy.ends_at = datetime.now(UTC) + timedelta(seconds=4)
+        stream = it.sotw()
+        await stream.ask("authorization", type_url=EXTENSION)
+        first = await stream.next()
+        wrapper, _ = unwrapped(first.resources[0])
+        assert wrapper.ttl.ToTimedelta() <= timedelta(seconds=4)
+        await ack(stream, first)
+        it.policy.ends_at += timedelta(days=1)
+        async with asyncio.timeout(wrapper.ttl.ToTimedelta().total_seconds()):
+            beat = heartbeat(await stream.next(), wrapper.version)
+        assert beat.ttl.ToTimedelta() == timedelta(hours=1)
+
+
 async def ack(stream: Any, response: Any, name: str = "authorization") -> None:
     if isinstance(stream, Delta):
         await stream.ask(nonce=response.nonce, type_url=EXTENSION)
