@@ -50,6 +50,7 @@ from sds.workload.mapping import (
     check_trust_domain,
     selector_types,
 )
+from sds.workload.socket_name import NODE_WIDE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -273,12 +274,17 @@ class AgentConfig(Settings):
             )
 
     def _check_rules(self) -> None:
-        """Refuse a rule for another trust domain, or for what none of the attestors finds."""
+        """Refuse rules for another trust domain or unknown facts, and sockets of one name."""
         if self.node is None:
             return
         found = {each for name in self.node.attestors for each in ATTESTORS[name].types}
         for index, rule in enumerate(self.workloads):
             if not isinstance(rule, WorkloadRule):
+                if rule.name == NODE_WIDE and "socket" in self.node.attestors:
+                    raise ValueError(
+                        f"workloads[{index}].name: {NODE_WIDE!r} is the socket:name of everybody "
+                        "on the node-wide socket, whom rules could not tell apart: choose another"
+                    )
                 continue
             try:
                 check_trust_domain(rule.spiffe_id, self.trust_domain)

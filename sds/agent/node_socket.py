@@ -21,6 +21,7 @@ from sds.workload.facts import Facts
 from sds.workload.front_door import DoorLimits, FrontDoor
 from sds.workload.proc import pod_roots
 from sds.workload.recognition import Recogniser, Timing
+from sds.workload.socket_name import NODE_WIDE
 
 if TYPE_CHECKING:
     import socket
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 _FORESEEN: Final = frozenset({"kubernetes", "socket"})
 """The attestors whose facts, except those of the container, are known before a process connects."""
-SOCKET_NAME: Final = "node"
-"""The selector ``socket:name`` of every caller of this socket."""
 
 
 class RotationPort(Protocol):
@@ -218,7 +217,7 @@ class NodeSocket:
         others = [each for each in self._settings.attestors if each not in _FORESEEN]
         known = frozenset[Selector]()
         if "socket" in self._settings.attestors:
-            known = frozenset({Selector("socket:name", SOCKET_NAME)})
+            known = frozenset({Selector("socket:name", NODE_WIDE)})
         limits = AheadLimits(
             identities=settings.identities, patience=settings.patience.total_seconds()
         )
@@ -245,7 +244,7 @@ class NodeSocket:
                 runtime_cgroup=kubernetes.runtime_cgroup,
             )
         context = NodeContext(
-            socket=SOCKET_NAME,
+            socket=NODE_WIDE,
             settings=self._settings,
             roots=self._roots,
             directory=self._directory,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sds.workload.attestors import NodeContext
     from sds.workload.peer import Peer
 
+NODE_WIDE: Final = "node"
+"""The name of the node-wide socket, which no workload's own socket has beside it."""
+
 
 class SocketAttestor:
     """Finds the selector ``socket:name``."""

@@ -92,6 +92,13 @@ def test_a_bare_number_is_seconds(tmp_path: Path) -> None:
         ),
         ({"workloads": [WORKLOAD, WORKLOAD]}, "workloads[1].name: 'web' appears twice"),
         (
+            {
+                "node": {"attestors": ["socket", "unix"]},
+                "workloads": [WORKLOAD | {"name": "node"}],
+            },
+            "workloads[0].name: 'node' is the socket:name of everybody on the node-wide socket",
+        ),
+        (
             {"workloads": [WORKLOAD | {"spiffe_id": "spiffe://other.org/web"}]},
             "is not in the trust domain example.org",
         ),
