@@ -49,6 +49,8 @@ _EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
 _NEXT_SECONDS: Final = 0.25
 """How long an attempt at one address may take before the next one is tried too (RFC 8305, 8)."""
 _MAX_ANSWER: Final = 32 * 1024 * 1024
+_MOST_MS: Final = 2**31 - 1
+"""gRPC's options are 32 bits long; this is 24 days."""
 _BALANCED: Final = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
@@ -344,7 +346,7 @@ def verified_channel(
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),
         ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.min_reconnect_backoff_ms", math.ceil(seconds * 1000)),
+        ("grpc.min_reconnect_backoff_ms", min(math.ceil(seconds * 1000), _MOST_MS)),
         *more,
     )
     return grpc.aio.secure_channel(

@@ -18,7 +18,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from sds.authority import root_file
 from sds.authority.attested import AuthoritySettings
-from sds.authority.channel import TLS_SERVER_NAME, AttestedTls, VerifiedTls, connect
+from sds.authority.channel import (
+    TLS_SERVER_NAME,
+    AttestedTls,
+    VerifiedTls,
+    connect,
+    verified_channel,
+)
 from sds.authority.root_file import RootFile
 from sds.ca.tls import TlsIdentity, self_signed_tls
 from sds.ca.tls_files import FollowedTls
@@ -26,6 +32,7 @@ from sds.clock import SystemClock
 from sds.errors import AuthorityUnavailableError, ConfigurationError
 from sds.exchange.item import IssuedChain
 from sds.pki import certificate_pem, certificates_from_pem, load_certificate, private_key_pem
+from sds.rules.duration import LONGEST
 from tests.support.authority import World, wish
 from tests.support.certificates import Wish, common_name, self_signed
 from tests.support.no_threads import give_no_more_threads
@@ -162,6 +169,12 @@ async def client_of(world: World, file: RootFile, port: int) -> AsyncIterator[At
     )
     async with world.client(settings=settings) as client:
         yield client
+
+
+async def test_a_time_limit_may_be_as_long_as_a_duration() -> None:
+    """Before, no connection could be made, and the error was gRPC's."""
+    seconds = LONGEST.total_seconds()
+    await verified_channel("ipv4:127.0.0.1:1", tls().certificate_pem, NAME, seconds=seconds).close()
 
 
 async def test_a_root_of_the_authoritys_tls_that_is_replaced_needs_no_restart(
