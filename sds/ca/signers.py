@@ -56,12 +56,18 @@ class _Root:
     """A root in the bundle.
 
     ``since`` is when it joined the bundle, in monotonic seconds; ``named`` is when the source last
-    named it or signed under it, in seconds of boot time.
+    named it or signed under it, in seconds of boot time, and ``until`` is its end in these, as it
+    was expected when it joined.
     """
 
     not_after: datetime
     since: float
     named: float
+    until: float
+
+    def is_over(self, now: Instant) -> bool:
+        """Say whether it has ended by both clocks: the wall clock may be ahead for a moment."""
+        return self.not_after <= now.wall and self.until <= now.boottime
 
 
 class SigningState:
@@ -128,10 +134,13 @@ class SigningState:
             if known is not None:
                 known.named = now.boottime
                 continue
-            self._roots[der] = _Root(
-                not_after=certificate.not_valid_after_utc, since=since, named=now.boottime
-            )
+            end = certificate.not_valid_after_utc
+            until = now.boottime + (end - now.wall).total_seconds()
+            self._roots[der] = _Root(not_after=end, since=since, named=now.boottime, until=until)
             _LOGGER.info("a root is in the bundle", extra={"root": _fingerprint(der)})
+        for der in [der for der, one in self._roots.items() if one.is_over(now)]:
+            if der not in certificates and (self._signer is None or der != self._signer.root):
+                del self._roots[der]
 
     def follow(self, roots: tuple[bytes, ...], *, retention: timedelta) -> None:
         """Make the bundle follow the source, which names exactly these roots now.

@@ -366,6 +366,30 @@ async def test_a_clock_that_moves_by_itself_costs_less_than_a_minute(
         assert len(source.given) == 2  # and then nothing is hurried
 
 
+async def test_roots_that_are_over_do_not_come_back_with_a_clock_that_is_set_back() -> None:
+    """After some months they were more than an agent takes."""
+    clock = FakeClock()
+    source = Source(clock)
+    async with signing(source, clock) as state:
+        await clock.advance(4 * LIFE)
+        assert len(source.given) > 6
+        clock.step(-YEAR)
+        assert len(state.roots) <= 4
+
+
+async def test_roots_stay_while_the_clock_is_ahead_for_a_moment() -> None:
+    clock = FakeClock()
+    state = SigningState(clock=clock)
+    first, roots = await Source(clock).next_signer()
+    state.publish(roots)
+    clock.step(YEAR)
+    _, roots = await Source(clock).next_signer()
+    state.publish(roots)
+    assert first.root not in state.roots
+    clock.step(-YEAR)
+    assert first.root in state.roots
+
+
 async def test_a_new_root_settles_no_longer_than_the_old_signer_lives() -> None:
     clock = FakeClock()
     source = Source(clock)
