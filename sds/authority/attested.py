@@ -211,7 +211,10 @@ class AttestedAuthority:
                 _log_failure(error)
                 failures.append(error)
                 self._order.failed(place)
-        raise most_telling(failures)
+        try:
+            raise most_telling(failures)
+        finally:
+            failures.clear()  # the error's frames have this one, and its locals have connections
 
     async def _roots(self, session: Session) -> tuple[bytes, ...]:
         limit = patient_seconds(self._settings, self._unanswered)

@@ -271,9 +271,14 @@ class Session:
         return wire.parse_response(data)
 
     async def close(self) -> None:
-        """End the stream and the connection."""
-        if self._call is not None:
-            self._call.cancel()
+        """End the stream and the connection.
+
+        gRPC reads from a closed connection for as long as somebody has a call on it.
+        """
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+            del call
         await self.connection.channel.close()
 
 

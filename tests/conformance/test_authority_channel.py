@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
+import logging
 import socket
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -17,14 +19,20 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.authority import channel
-from sds.authority.channel import VerifiedTls, connect, verified_channel
+from sds.authority.attested import AttestedAuthority, AuthoritySettings
+from sds.authority.channel import TLS_SERVER_NAME, VerifiedTls, connect, verified_channel
 from sds.authority.session import Session
+from sds.clock import SystemClock
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError
 from tests.support.certificates import Wish, ca_wish, self_signed
+from tests.support.door_client import HEADERS, RST, SETTINGS, frame
+from tests.support.process import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from sds.attestation.evidence import Claims, Evidence, ReportData
 
 
 @pytest.fixture
@@ -167,3 +175,59 @@ async def test_an_answer_of_who_may_be_anybody_is_read_within_a_bound() -> None:
     session._call = Call()
     with pytest.raises(AuthorityAnswerError, match="at most 4194304 are read"):
         await session.ask(ca_pb2.ExchangeRequest(hello=ca_pb2.Hello(nonce=b"n" * 32)))
+
+
+@pytest.mark.parametrize("answer", [b"", frame(RST, 0, 1, b"\0\0\0\x08")])
+async def test_a_connection_that_was_given_up_is_closed_at_once(
+    answer: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was read until the next full collection of garbage, whatever still came on it."""
+    day = timedelta(days=1)
+    name = x509.DNSName(TLS_SERVER_NAME)
+    served = self_signed(Wish(names=(name,), not_before=NOW - day, not_after=NOW + day))
+    (tmp_path / "key").write_bytes(
+        served.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    (tmp_path / "chain").write_bytes(served.certificate.public_bytes(Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "chain", tmp_path / "key")
+    context.set_alpn_protocols(["h2"])
+    ended: list[asyncio.Event] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ended.append(over := asyncio.Event())
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            writer.write(frame(SETTINGS, 0, 0))
+            await reader.readuntil(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            while head := await reader.readexactly(9):
+                if head[3] == HEADERS:
+                    writer.write(answer)
+                await reader.readexactly(int.from_bytes(head[:3]))
+        over.set()
+
+    evidence: Any = None
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    client = AttestedAuthority(
+        AuthoritySettings(addresses=(f"127.0.0.1:{port}",), connect_seconds=1.0),
+        attester=evidence,
+        verifier=AcceptsNobody(),
+        clock=SystemClock(),
+    )
+    caplog.set_level(logging.CRITICAL)  # it keeps errors, and with them connections
+    gc.disable()
+    try:
+        with pytest.raises(AuthorityUnavailableError):
+            await client.roots()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert len(ended) == 2  # a bare handshake, and the connection
+            for over in ended:
+                await over.wait()
+    finally:
+        gc.enable()
+        server.close()
+
+
+class AcceptsNobody:
+    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+        raise AssertionError("no evidence comes")
