@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
+from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.endorsements import KeptEndorsements
 from sds.attestation.snp.kds import ATTEMPTS, KdsEndorsements, vcek_path
 from sds.attestation.snp.report import Product, Report, SigningKey
+from sds.attestation.snp.simulated_certificates import certificate, leaf_extensions
 from sds.attestation.snp.sources import (
     MAX_ANSWER_BYTES,
     DirectoryEndorsements,
@@ -239,6 +242,29 @@ async def test_a_directory(tmp_path: Path) -> None:
     evidence = await EndorsedAttester(Bare(machine), [source]).attest(DATA)
     assert set(evidence.certificates) == set(machine.certificates)
     assert len(evidence.certificates) == len(machine.certificates)
+
+
+async def test_a_leaf_that_was_renewed_gives_way_to_the_new_one(tmp_path: Path) -> None:
+    """Both are in the folder, and which name comes first says nothing."""
+    root = simulated()
+    machine = root.machine()
+    leaf, *issuers = machine.certificates
+    start = root.start - timedelta(days=800)
+    former = certificate(
+        issuer=Certificate.parse(leaf).issuer,
+        subject=Certificate.parse(leaf).subject,
+        public_key=machine.vcek_key.public_key(),
+        extensions=leaf_extensions(
+            root.product, root.kind, tcb=machine.tcb, identity=machine.chip_id
+        ),
+        signer=root.ask_key,
+        serial=0,
+        validity=(start, start + timedelta(days=730)),
+    )
+    for file, content in (("1.cer", former), ("2.cer", leaf), ("3.cer", former)):
+        (tmp_path / file).write_bytes(content)
+    (tmp_path / "chain.pem").write_bytes(certificate_pem(issuers))
+    await holds(machine, DirectoryEndorsements(tmp_path))
 
 
 async def test_sources_are_asked_in_order_and_certificates_of_the_host_are_kept(

@@ -130,7 +130,9 @@ class DirectoryEndorsements:
         leaves = [der for der in found if fits_report(der, report)]
         if not leaves and unreadable:
             raise EndorsementUnavailableError(unreadable)
-        # One that was damaged gives way to one that was not.
+        # One that was renewed gives way to the new one, and one that was damaged to one that was
+        # not.
+        leaves.sort(key=lambda der: read_leaf(der).certificate.not_after, reverse=True)
         chains = [(leaf, *issuers_of(leaf, found)) for leaf in leaves]
         return next((chain for chain in chains if _is_good(chain, report)), (*chains, ())[0])
 
