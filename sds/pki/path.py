@@ -37,9 +37,12 @@ def sorted_path(
         roots: the certificates at which the path ends; they are not part of the result.
 
     Returns:
-        The leaf and its intermediates, each issued by the next; None if there is no path.
+        The leaf and its intermediates, each issued by the next; None if there is no path. Of
+        several intermediates with one name and key, the one that ends last.
     """
     candidates = list(dict.fromkeys(one for one in others if one != leaf))[:MAX_CANDIDATES]
+    # An intermediate that was renewed with its key may come beside the former one.
+    candidates.sort(key=lambda one: one.not_valid_after_utc, reverse=True)
     paths: list[tuple[x509.Certificate, ...]] = [(leaf,)]
     seen = {leaf}
     while paths:

@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from sds import errors, pki
 from sds.attestation.pem import der_certificates
 from sds.identity import MAX_DNS_NAMES, Identity, KeyType, SpiffeId
+from sds.pki.path import sorted_path
 from tests.support.certificates import NO_CA, NOW, Signer, Wish, ca_wish, key_usage, self_signed
 from tests.support.refusals import refused
 
@@ -391,3 +392,17 @@ def test_only_small_issuers_and_roots_are_remembered() -> None:
     for read in (pki.load_issuer, pki.read_root):
         assert read(small, "issuer") is read(small, "issuer")
         assert read(large, "issuer") is not read(large, "issuer")
+
+
+@pytest.mark.parametrize("former_first", [True, False])
+def test_an_intermediate_that_was_renewed_takes_the_place_of_the_former_one(
+    *, former_first: bool
+) -> None:
+    root = self_signed(ca_wish("root"))
+    renewed = root.issue(ca_wish("between"))
+    over = replace(ca_wish("between"), not_after=NOW - timedelta(minutes=1))
+    former = root.issue(over, renewed.key)
+    leaf = renewed.issue(Wish()).certificate
+    between = [former.certificate, renewed.certificate]
+    found = sorted_path(leaf, between if former_first else between[::-1], [root.certificate])
+    assert found == (leaf, renewed.certificate)
