@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import socket
+import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +19,7 @@ from sds.attestation.azure.runtime import parse_runtime
 from sds.attestation.checks import Checks
 from sds.attestation.evidence import ReportData
 from sds.attestation.foreign import parse_hcl
-from sds.attestation.tpm import commands
+from sds.attestation.tpm import commands, device
 from sds.attestation.tpm.attest import SHA256_BANK, Bank
 from sds.attestation.tpm.credential import make_credential
 from sds.attestation.tpm.device import Tpm, open_tpm
@@ -31,6 +35,7 @@ from sds.attestation.tpm.quote import SignedQuote, VerifiedQuote, check_quote, q
 from sds.attestation.tpm.wire import Algorithm, sized
 from sds.errors import EvidenceError, EvidenceMalformedError, EvidenceUnavailableError
 from tests.support import azure_vectors, made_quotes, need, software_tpm
+from tests.support.node import short_folder
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
@@ -306,3 +311,28 @@ def test_what_is_no_tpm_is_said(tmp_path: Path) -> None:
 def test_errors_are_ours() -> None:
     with pytest.raises(EvidenceError):
         parse_public(b"")
+
+
+def test_an_answer_byte_by_byte_has_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time began again with each byte, of which an answer may have 8,192."""
+    monkeypatch.setattr(device, "_TIMEOUT_SECONDS", 0.3)
+    with short_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "tpm"))
+        listener.listen()
+
+        def trickle() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(100)
+                for byte in b"\x80\x01\0\0\x10" + bytes(95):
+                    connection.sendall(bytes([byte]))
+                    time.sleep(0.05)
+
+        serving = threading.Thread(target=trickle)
+        serving.start()
+        with (
+            pytest.raises(EvidenceUnavailableError, match="timed out"),
+            open_tpm(folder / "tpm") as tpm,
+        ):
+            tpm.execute(0x17B)
+        serving.join()

@@ -91,10 +91,14 @@ class _Socket:
             raise
 
     def transmit(self, command: bytes) -> bytes:
+        until = time.monotonic() + _TIMEOUT_SECONDS
+        self._socket.settimeout(_TIMEOUT_SECONDS)
         self._socket.sendall(command)
         answer = b""
         wanted = _HEADER.size
         while len(answer) < wanted:
+            # For the whole answer, which may come byte by byte.
+            self._socket.settimeout(max(0.001, until - time.monotonic()))
             block = self._socket.recv(_MAX_ANSWER)
             answer += block
             if not block or len(answer) > _MAX_ANSWER:
