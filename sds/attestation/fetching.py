@@ -3,8 +3,9 @@
 Owns the requests and the checks of answers; ``attestation.storing`` writes them. Invariants:
 nothing is written before its signature is verified, and before it is known to be current and to be
 what was requested; documents that no one chain vouches for are not written; sizes, times and the
-number of requests are bounded; a publisher that says "later" (429, 503 with Retry-After) is not
-asked sooner.
+number of requests are bounded; answers, of which a list of 1 MiB takes half a second, are read
+outside the event loop; a publisher that says "later" (429, 503 with Retry-After) is not asked
+sooner.
 
 Sources: Intel's PCS API, version 4 (``/tdx/certification/v4/tcb``, ``/qe/identity``,
 ``/sgx/certification/v4/pckcrl``, ``/rootcacrl`` of a PCCS); AMD 57230, section 4.4 (``/crl``).
@@ -176,7 +177,8 @@ class Fetcher:
         answer = await self._known(session, f"{self._wanted.kds}/vcek/v1/{name}/crl")
         own = [Certificate.parse(root) for root in self._wanted.roots if is_amd_root(root)]
         issuers = (*own, *amd_certificates())
-        one = read_amd_list(answer.body, issuers=issuers, origin="the answer")
+        read = partial(read_amd_list, answer.body, issuers=issuers, origin="the answer")
+        one = await threads.COLLATERAL.run(read)
         lists = [(folder / f"{product}.crl", self._current(one, f"ARK-{name}"))]
         return await threads.COLLATERAL.run(store, [], lists)
 
@@ -199,7 +201,7 @@ class Fetcher:
                 continue
             chain = _chain(answer, "TCB-Info-Issuer-Chain")
             key = self._key(chain)
-            until = self._document(answer.body, key, "tcbInfo", fmspc)
+            until = await self._document(answer.body, key, "tcbInfo", fmspc)
             files.append((folder / f"tcb_info-{fmspc.lower()}.json", answer.body, until))
         if key is None:
             return []
@@ -212,17 +214,17 @@ class Fetcher:
                     advice="ask again later, or another cache: this one renews them one by one",
                 )
         answer = await self._get(session, f"{tdx}/qe/identity?{wanted.which}")
-        until = self._document(answer.body, key, "enclaveIdentity", "")
+        until = await self._document(answer.body, key, "enclaveIdentity", "")
         files.append((folder / QE_IDENTITY, answer.body, until))
         lists = []
         for authority in wanted.authorities:
             url = f"{wanted.pcs}/sgx/certification/v4/pckcrl?ca={authority}&encoding=der"
             answer = await self._get(session, url)
             name = f"Intel SGX PCK {authority.capitalize()} CA"
-            lists.append((folder / f"pck-{authority}.crl", self._intel(answer.body, name)))
+            lists.append((folder / f"pck-{authority}.crl", await self._intel(answer.body, name)))
         root_list = wanted.root_list or f"{wanted.pcs}/sgx/certification/v4/rootcacrl"
         answer = await self._get(session, root_list)
-        lists.append((folder / "root.crl", self._intel(answer.body, ROOT_NAME)))
+        lists.append((folder / "root.crl", await self._intel(answer.body, ROOT_NAME)))
         signer = min(until for _, _, until in files)
         files.insert(0, (folder / SIGNING_CHAIN, chain, signer))
         held = partial(_holds, key=key)
@@ -241,7 +243,7 @@ class Fetcher:
             url = f"{self._wanted.pcs}/tdx/certification/v4/tcbevaluationdatanumbers"
             answer = await self._get(session, url)
         chain = _chain(answer, "TCB-Evaluation-Data-Numbers-Issuer-Chain")
-        document = self._signed(answer.body, self._key(chain), "tcbEvaluationDataNumbers")
+        document = await self._signed(answer.body, self._key(chain), "tcbEvaluationDataNumbers")
         return read_recoveries(document)
 
     def _key(self, chain: bytes) -> ec.EllipticCurvePublicKey:
@@ -256,13 +258,17 @@ class Fetcher:
         assert isinstance(key, ec.EllipticCurvePublicKey)  # link_chain checked it
         return key
 
-    def _signed(self, body: bytes, key: ec.EllipticCurvePublicKey, expected: str) -> SignedDocument:
-        return signed_document(body, key=key, expected=expected, now=self._clock.now().wall)
+    async def _signed(
+        self, body: bytes, key: ec.EllipticCurvePublicKey, expected: str
+    ) -> SignedDocument:
+        now = self._clock.now().wall
+        read = partial(signed_document, body, key=key, expected=expected, now=now)
+        return await threads.COLLATERAL.run(read)
 
-    def _document(
+    async def _document(
         self, body: bytes, key: ec.EllipticCurvePublicKey, expected: str, fmspc: str
     ) -> datetime:
-        document = self._signed(body, key, expected)
+        document = await self._signed(body, key, expected)
         if expected == "tcbInfo":
             info = read_tcb_info(document)
             if info.fmspc.lower() != fmspc.lower():
@@ -282,9 +288,9 @@ class Fetcher:
             )
         return datetime.fromisoformat(str(document["nextUpdate"])).astimezone(UTC)
 
-    def _intel(self, body: bytes, issuer: str) -> RevocationList:
-        one = read_intel_list(unhexed(body), roots=self._intel_roots, origin="the answer")
-        return self._current(one, issuer)
+    async def _intel(self, body: bytes, issuer: str) -> RevocationList:
+        read = partial(read_intel_list, unhexed(body), roots=self._intel_roots, origin="the answer")
+        return self._current(await threads.COLLATERAL.run(read), issuer)
 
     def _current(self, one: RevocationList, issuer: str) -> RevocationList:
         """Check that a list is of the issuer that we asked for, by its common name, and current."""

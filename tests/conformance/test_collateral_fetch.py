@@ -6,14 +6,16 @@ import asyncio
 import errno
 import json
 import os
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
+from sds.attestation import fetching
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.fetching import Fetcher, Wanted
 from sds.attestation.files import FollowedFiles, Places
@@ -32,7 +34,7 @@ from tests.support.publishers import Publishers
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 REAL = "55d278a9-00806f050000-20250527-fd5a-8db8"
@@ -416,6 +418,34 @@ async def test_the_command_lists_tcb_recoveries(tmp_path: Path) -> None:
             done = await asyncio.to_thread(CliRunner().invoke, main, [*asked, *more])
             assert done.exit_code == 0
             assert said in done.output
+
+
+async def test_answers_are_read_outside_the_event_loop(
+    publishers: Publishers, intel: Intel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of 1 MiB, which anybody can make, held up everything else for half a second."""
+    read: dict[str, set[int]] = {}
+
+    def watched(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def do(*arguments: Any, **named: Any) -> Any:
+            read.setdefault(name, set()).add(threading.get_ident())
+            return work(*arguments, **named)
+
+        return do
+
+    for name in ("read_amd_list", "read_intel_list"):
+        monkeypatch.setattr(fetching, name, watched(name, getattr(fetching, name)))
+    root = simulated()
+    publishers.lists["genoa"] = crl(root, now=NOW)
+    asked = replace(
+        wanted(publishers, intel),
+        products=(Product.GENOA,),
+        kds=publishers.url,
+        roots=(intel.root_der, root.ark_der),
+    )
+    await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path / "files")
+    assert len(read) == 2
+    assert threading.get_ident() not in set.union(*read.values())
 
 
 async def test_amds_lists(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from sds.attestation.snp import sources
 from sds.attestation.snp.certificate import PSS_ALGORITHMS, Certificate
 from sds.errors import EvidenceError
 from sds.identity import KeyType
@@ -39,3 +40,32 @@ def test_a_certificate_of_very_many_parts_is_refused_before_each_is_read(where: 
     with pytest.raises(EvidenceError, match="more than 64 elements") as refused:
         Certificate.parse(encoded)
     assert refused.value.reason == "certificate_malformed"
+
+
+def test_of_very_many_issuers_of_one_name_few_are_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The host's metadata service has room for 155, which took 24,000 signatures to compare."""
+    compared = 0
+
+    class OfOneName:
+        subject = issuer = b"the same"
+
+        def __init__(self, der: bytes) -> None:
+            self.der = der
+
+        @classmethod
+        def parse(cls, der: bytes) -> OfOneName:
+            return cls(der)
+
+        def signed_by(self, issuer: OfOneName) -> bool:
+            nonlocal compared
+            compared += 1
+            return issuer.der == found[-1]
+
+    monkeypatch.setattr(sources, "Certificate", OfOneName)
+    found = [bytes([number]) for number in range(16)]
+    assert sources.hold_together(b"leaf", sources.issuers_of(b"leaf", found))
+    found = [bytes([number]) for number in range(155)]
+    sources.hold_together(b"leaf", sources.issuers_of(b"leaf", found))
+    assert compared < 1000

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
 _MAX_FILES: Final = 1024
+_MAX_ISSUERS: Final = 16
+"""The most certificates that may be above a leaf; AMD has two. Each is compared with each."""
 # 57230, section 4.1: the query names a component by these.
 _QUERY: Final = {
     "fmc": "fmcSPL",
@@ -190,7 +192,7 @@ def _is_good(certificates: Sequence[bytes], report: Report) -> bool:
 
 
 def issuers_of(leaf: bytes, found: Iterable[bytes]) -> tuple[bytes, ...]:
-    """Return those certificates that may be above a leaf, by name: evidence has room for few.
+    """Return those certificates that may be above a leaf, by name; of very many only the first.
 
     Args:
         leaf: a VCEK or VLEK in DER, readable.
@@ -199,7 +201,7 @@ def issuers_of(leaf: bytes, found: Iterable[bytes]) -> tuple[bytes, ...]:
     known = [one for one in map(_certificate, dict.fromkeys(found)) if one is not None]
     above = {Certificate.parse(leaf).issuer}
     above |= {one.issuer for one in known if one.subject in above}
-    return tuple(one.der for one in known if one.subject in above)
+    return tuple(one.der for one in known if one.subject in above)[:_MAX_ISSUERS]
 
 
 def hold_together(leaf: bytes, issuers: Iterable[bytes]) -> bool:
