@@ -71,7 +71,8 @@ class PolicyHolder:
         self._said: set[tuple[str, bytes]] = set()
         self._verified: OrderedDict[bytes, VerifiedBefore] = OrderedDict()
         """What was offered here and signed by trusted keys, by the digest of the document."""
-        self._ended = False
+        self._ended = self._said_over = False
+        """Whether listeners were told that the policy is over, and whether one who asked was."""
         self._woken = asyncio.Event()
         self._last_error: PolicyError | None = None
 
@@ -84,7 +85,18 @@ class PolicyHolder:
             PolicyNotInForceError: ``policy_absent``: none was ever in force.
             PolicyNotInForceError: ``policy_expired``: the last good one has expired.
         """
-        return self._state.in_force(self._clock.now().wall)
+        # What one who asks is told, all must hear, and also that it changes again: the clock may be
+        # ahead for a moment that is too short for :meth:`run` to notice by itself.
+        try:
+            found = self._state.in_force(self._clock.now().wall)
+        except PolicyNotInForceError:
+            if self._state.policy is not None and not self._ended:
+                self._said_over = True
+                self._woken.set()
+            raise
+        if self._ended:
+            self._woken.set()
+        return found
 
     def require_in_force(self) -> None:
         """Do what :meth:`in_force` does, for those who read no policy."""
@@ -191,7 +203,7 @@ class PolicyHolder:
         self._remember(outcome.verified)
         before, self._state = self._state, state
         if outcome.taken is not None:
-            self._ended = False
+            self._ended = self._said_over = False
             self._listeners.tell()  # first of all: the right of others may end with it
             self._woken.set()
             self._say_taken(before, outcome.taken, origin, now)
@@ -282,7 +294,7 @@ class PolicyHolder:
             if policy is not None and left <= 0 and not self._ended:
                 self._end(policy)
             elif policy is not None and left > 0:
-                if self._ended:
+                if self._ended or self._said_over:
                     self._resume(policy, now)
                 whole = (policy.not_after - policy.not_before).total_seconds()
                 if left < whole * _WARN_BEFORE_END and announced != policy.epoch.digest:
@@ -298,7 +310,7 @@ class PolicyHolder:
             await sleep_unless(self._woken, self._clock, wait)
 
     def _end(self, policy: AdmittedPolicy) -> None:
-        self._ended = True
+        self._ended, self._said_over = True, False
         if self._watcher is not None:
             self._watcher.ended()
         _LOGGER.error(
@@ -311,7 +323,7 @@ class PolicyHolder:
 
     def _resume(self, policy: AdmittedPolicy, now: datetime) -> None:
         """Put a policy that had ended into force again, because the wall clock was set back."""
-        self._ended = False
+        self._ended = self._said_over = False
         if self._watcher is not None:
             self._watcher.taken(policy, now=now)
         _LOGGER.warning(

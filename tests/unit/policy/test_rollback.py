@@ -103,6 +103,34 @@ def test_the_measured_image_is_a_lower_bound(clock: FakeClock) -> None:
     exchange(parties.started(2), parties.started(2))
 
 
+@pytest.mark.parametrize("looked", [False, True])
+async def test_who_was_told_that_a_policy_is_over_hears_that_it_is_not(
+    clock: FakeClock, *, looked: bool
+) -> None:
+    """The clock was ahead for a moment, too short to be noticed, and an Envoy connected then."""
+    holder = Parties(clock).started(1)
+    told: list[str] = []
+    holder.listen(lambda: told.append(holder.absence))
+    running = asyncio.create_task(holder.run())
+    try:
+        await clock.advance(1)
+        clock.step(365 * 86400)
+        assert holder.absence
+        if looked:
+            await clock.settle()
+            assert "expired" in told[-1]
+        clock.step(-365 * 86400)
+        if looked:
+            assert not holder.absence
+            await clock.settle()
+        else:
+            await clock.advance(60)
+        assert told[-1] == ""
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_a_clock_that_was_ahead_ends_no_policy_for_good(clock: FakeClock) -> None:
     holder = Parties(clock).started(1)
     told: list[bool] = []
