@@ -25,6 +25,7 @@ from sds.attestation.kind import Demands
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import kind_module
 from sds.attestation.section import AttestationSection, ExchangeKeySection
+from sds.attestation.tdx.quote import parse_quote
 from sds.attestation.tdx.verifier import TdxVerifier
 from sds.attestation.tpm.attest import parse_attest
 from sds.attestation.tpm.parcel import Piece
@@ -180,6 +181,7 @@ async def test_an_authority_serves_the_keys_holder_and_nobody_else_in_the_guest(
 
 PCR = 13
 SNP_VTPM = EvidenceKind("azure-snp-vtpm")
+TDX_VTPM = EvidenceKind("azure-tdx-vtpm")
 REPORT_DATA = ReportData(bytes(range(64)))
 
 
@@ -224,6 +226,41 @@ async def test_a_vtpms_register_shows_the_key_and_nothing_after_the_cap(tmp_path
     with refused("runtime_register", match="cannot be extended"):
         register.extend(bytes(32))
     manager.close()
+
+
+async def test_a_process_of_a_td_makes_up_no_vtpm_with_a_key_of_its_own(tmp_path: Path) -> None:
+    """It gets quotes of its TD, which say nothing of a paravisor unless policy names that."""
+    intel, manager, quotes = Intel(), ServiceManager(tmp_path), list[bytes]()
+
+    def report(data: bytes) -> bytes:
+        quotes.append(intel.quote(fields={520: data}))
+        return bytes(128) + data + bytes(1024 - 192)
+
+    with paravisor(report, kind=4) as vtpm:
+        register = PcrRegister(vtpm, PCR)
+        held = hold_key(register, environment=manager.environment(), pid=os.getpid())
+        async with Host(quote=lambda _: quotes[0]).running() as host:
+            service = MetadataService(host.url, PatientClock())
+            made_up = VtpmAttester(
+                TDX_VTPM, device=vtpm, service=service, sources=[service], clock=PatientClock()
+            )
+            evidence = await KeyedAttester(made_up, held).attest(REPORT_DATA)
+    manager.close()
+    measured = parse_quote(quotes[0]).body.mrtd.hex()
+    files = examined_files(Places(roots=(intel.root_der,)))
+    make = kind_module(TDX_VTPM).examiner
+    assert make is not None
+    for own, wrong in (({}, ["exchange_key_missing"]), ({"measurements": [measured]}, [])):
+        demanded = {
+            "measurements": [measured],
+            "tdx": {"require_exchange_key": True},
+            "others": {TDX_VTPM: {"exchange_key_pcr": PCR, **own}},
+        }
+        values = ReferenceValues.model_validate(demanded)
+        examiner = make(Demands(values=values, roots=(intel.root_der,), files=lambda: files))
+        verdict = examiner.examine(evidence, data=REPORT_DATA, now=NOW)
+        found = [check.error.reason for check in verdict.checks if check.error is not None]
+        assert found == [*wrong, "collateral_missing"]
 
 
 def test_only_the_bank_that_was_capped_counts() -> None:

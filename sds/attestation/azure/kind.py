@@ -39,8 +39,9 @@ def vtpm_kind(
         values = values.model_copy(update={"snp": snp})
         if own.measurements:
             values = values.model_copy(update={"measurements": own.measurements})
-        if own.exchange_key_pcr is not None:
-            # The key is in the vTPM's register, so what is required of RTMR3 is required of that.
+        if own.exchange_key_pcr is not None and own.measurements:
+            # The key is in the vTPM's register, so what is required of RTMR3 is required of that:
+            # of a paravisor's vTPM, because any process of another TD can make one up.
             tdx = values.tdx.model_copy(update={"require_exchange_key": False})
             values = values.model_copy(update={"tdx": tdx})
         assert hardware.examiner is not None
