@@ -1,10 +1,11 @@
 """When to renew, retry and withdraw: the decisions of rotation, without a clock or a socket.
 
 Owns the state of one identity's rotation and :func:`decide`: state and ``now`` in, the next action
-out. Invariants: a certificate is renewed between 40 and 50 % of the time from receipt to
-not-after (never counted from not-before: authorities backdate it); jitter is drawn once per
-certificate and only makes the renewal earlier; a failed renewal changes nothing about the
-present certificate; what has expired is withdrawn before anything else is done.
+out. Invariants: a certificate is renewed between 40 and 50 % of the time from receipt to not-after
+(never counted from not-before: authorities backdate it), of which no more counts than was asked
+for; jitter is drawn once per certificate and only makes the renewal earlier; a failed renewal
+changes nothing about the present certificate; what has expired is withdrawn before anything else is
+done.
 
 Wall time says when a certificate ends, because peers use it. It can be stepped, and monotonic
 time stands still while a guest is suspended: a renewal is due as soon as either wall time or
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -81,12 +83,15 @@ class Lease:
         valid_until: the end of the chain's validity (the earliest not-after in it).
         valid_from: the beginning of the chain's validity (the latest not-before in it).
         jitter: drawn once, from 0 (renew as late as allowed) up to 1 (as early as allowed).
+        asked: the seconds for which it was requested. An authority may give more, and a certificate
+            of years would not be renewed for years, so it is renewed as if it had these.
     """
 
     received: Instant
     valid_until: datetime
     valid_from: datetime
     jitter: float
+    asked: float = math.inf
 
     @property
     def span(self) -> float:
@@ -96,8 +101,9 @@ class Lease:
     @property
     def renew_after(self) -> float:
         """Return the seconds from receipt to the renewal."""
-        latest = LATEST * self.span - batch_window(self.span)
-        return latest - self.jitter * (latest - EARLIEST * self.span)
+        span = min(self.span, self.asked)
+        latest = LATEST * span - batch_window(span)
+        return latest - self.jitter * (latest - EARLIEST * span)
 
     def age(self, now: Instant) -> float:
         """Return the seconds since receipt, by whichever clock shows more."""
@@ -192,7 +198,7 @@ def decide(state: State, now: Instant) -> Action:
 
 def received(state: State, lease: Lease) -> State:
     """Return the state after a success."""
-    return State(lifetime=state.lifetime, lease=lease)
+    return State(lifetime=state.lifetime, lease=dataclasses.replace(lease, asked=state.lifetime))
 
 
 def withdrawn(state: State) -> State:

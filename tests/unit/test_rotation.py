@@ -175,6 +175,18 @@ async def test_backdating_does_not_count() -> None:
         assert 4 <= w.clock.monotonic - start <= 5.01
 
 
+async def test_an_authority_that_gives_years_is_asked_as_if_it_gave_what_was_asked_for() -> None:
+    """Its answer said how long a key lives: of a certificate for ten years, four years or more."""
+    async with world(WEB) as w:
+        w.authority.lifetime = timedelta(days=300)
+        await w.served()
+        await w.renewed()
+        for _ in range(3):
+            start = w.clock.monotonic
+            await w.renewed()
+            assert 40 <= w.clock.monotonic - start <= 50.01
+
+
 async def test_renewals_that_fall_due_together_share_a_request() -> None:
     many = [identity(f"w{number}") for number in range(20)]
     async with world(*many) as w:
