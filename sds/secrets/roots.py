@@ -62,6 +62,8 @@ def settling_left(held: Lease, since: Instant, now: Instant, *, settling_seconds
     Returns:
         The remaining seconds; 0 or less if the leaf waits no longer.
     """
+    if held.is_premature(now):
+        return 0.0  # the clock was set back, and peers refuse it
     patience = min(settling_seconds, _SETTLING_PART * held.span)
     return min(patience - (now.boottime - since.boottime), keeping_left(held, now))
 

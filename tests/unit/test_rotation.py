@@ -573,6 +573,21 @@ async def test_a_clock_that_is_set_forward_leaves_time_for_another_attempt() -> 
         assert w.serial(wanted) not in (serial, None)
 
 
+async def test_what_peers_refuse_since_the_clock_was_set_back_does_not_wait_for_a_root() -> None:
+    """The authority's clock was ahead too, so it has a new root as well."""
+    long = identity(seconds=3600)
+    async with world(long) as w:
+        w.clock.step(86400)
+        await w.clock.advance(2)
+        await w.served(long)
+        w.clock.step(-86400)
+        w.authority.restart("second")
+        await w.clock.advance(8)
+        stored = w.store.svid(long)
+        assert stored is not None
+        assert stored.svid.not_before <= w.clock.wall
+
+
 async def test_roots_are_asked_for_as_often_as_the_granted_lifetime_demands() -> None:
     """A policy may shorten what is asked for; a new root settles for a part of what is granted."""
     long = identity(seconds=86400)
