@@ -37,6 +37,8 @@ VERIFIED_SECONDS: Final = 150.0
 """How long a Challenge that repeats a verified one is not verified again."""
 MOST_UNVERIFIED_BYTES: Final = 4 * 1024 * 1024
 """Of an answer by who may be anybody: a chain, roots and evidence, and no policy."""
+_MOST_WORDS: Final = 1000
+"""Of what the other end says: it may be anybody, and has room for 16 KiB."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -247,14 +249,16 @@ class Session:
             if data is grpc.aio.EOF:
                 code, details = await self._call.code(), await self._call.details() or ""
                 raise AuthorityUnavailableError(
-                    f"the authority at {self.address} ended the stream: {code.name} {details}",
+                    f"the authority at {self.address} ended the stream: {code.name} "
+                    f"{details[:_MOST_WORDS]}",
                     reason=reason_of_end(code, details),
                 )
         except grpc.aio.AioRpcError as error:
             details = error.details() or ""
             what, cure = explained(details, OWN_AUTHORITY) or ("it cannot be asked", "")
             raise AuthorityUnavailableError(
-                f"the authority at {self.address}: {what}: {error.code().name} {details}",
+                f"the authority at {self.address}: {what}: {error.code().name} "
+                f"{details[:_MOST_WORDS]}",
                 advice=cure,
                 reason=reason_of_end(error.code(), details),
             ) from error

@@ -177,6 +177,34 @@ async def test_an_answer_of_who_may_be_anybody_is_read_within_a_bound() -> None:
         await session.ask(ca_pb2.ExchangeRequest(hello=ca_pb2.Hello(nonce=b"n" * 32)))
 
 
+@pytest.mark.parametrize("ends", [False, True])
+async def test_what_who_may_be_anybody_says_is_logged_within_a_bound(*, ends: bool) -> None:
+    words = "x" * 16_000
+
+    class Call:
+        async def write(self, message: bytes) -> None:
+            """Take it."""
+
+        async def read(self) -> Any:
+            if ends:
+                return grpc.aio.EOF
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.ABORTED, nothing, nothing, words)
+
+        async def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.ABORTED
+
+        async def details(self) -> str:
+            return words
+
+    connection: Any = None
+    session = Session(address="the address", connection=connection)
+    session._call = Call()
+    with pytest.raises(AuthorityUnavailableError, match="ABORTED x") as caught:
+        await session.ask(ca_pb2.ExchangeRequest())
+    assert len(str(caught.value)) < 2000
+
+
 @pytest.mark.parametrize("answer", [b"", frame(RST, 0, 1, b"\0\0\0\x08")])
 async def test_a_connection_that_was_given_up_is_closed_at_once(
     answer: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
