@@ -120,6 +120,8 @@ class _Connection(http.client.HTTPSConnection):
             parts.hostname or "", parts.port or 443, timeout=TIMEOUT_SECONDS, context=context
         )
         self._expected = endpoint.spiffe_id
+        self._reached: socket.socket | None = None
+        """Stays when ``http.client`` forgets it, where an answer ends with its connection."""
         self.is_late = False
 
     def cut(self) -> None:
@@ -128,13 +130,15 @@ class _Connection(http.client.HTTPSConnection):
         The socket's own timeout restarts with every byte, and an answer can come byte by byte.
         """
         self.is_late = True
-        if self.sock is not None:
+        reached = self._reached or self.sock
+        if reached is not None:
             with contextlib.suppress(OSError):
                 # Not SSLSocket.shutdown: it takes the TLS state away from the thread that reads.
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(reached, socket.SHUT_RDWR)
 
     def connect(self) -> None:
         super().connect()
+        self._reached = self.sock
         if self.is_late:  # there was no socket yet to be shut
             raise TimeoutError(_LATE)
         if self._expected is not None:

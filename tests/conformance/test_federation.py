@@ -535,6 +535,8 @@ def test_an_endpoint_that_can_never_be_reached_is_refused(url: str) -> None:
         b"HTTP/1.1 200 OK\r\nX: ",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",  # it ends with the connection
     ],
 )
 async def test_an_endpoint_that_answers_byte_by_byte_is_left(
