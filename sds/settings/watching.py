@@ -10,21 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.backoff import Backoff, Retry
+from sds.faults import guarded
 from sds.outside import words_of
+from sds.settings.folder_events import watched, went
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+    from io import FileIO
+    from pathlib import Path
 
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
-_DEBOUNCE_MS: Final = 50
-_FIRST_LOOK_MS: Final = 500
+_DEBOUNCE_SECONDS: Final = 0.05
 _RETRY: Final = Backoff(first=1.0, longest=60.0)
 _LOOK_EVERY: Final = 60.0
 
@@ -62,38 +64,22 @@ async def watch_folder(folder: Path, changed: Callable[[], None], *, clock: Cloc
     To watch a file, name its parent: a replaced file has another inode, and a swapped symlink (as
     Kubernetes makes it) is an entry of the parent.
     """
-    # Measured: 5 MB and 40 ms, which an agent that follows no files saves.
-    import watchfiles  # noqa: PLC0415
-
     retry, said = Retry(clock, _RETRY), ""
     while True:
-        began = True
         try:
-            # The library starts its work on the event loop.
-            await threads.alone("watch", folder.stat)
-            watching = watchfiles.awatch(
-                folder,
-                recursive=False,
-                debounce=_DEBOUNCE_MS,
-                step=_DEBOUNCE_MS,
-                rust_timeout=_FIRST_LOOK_MS,
-                yield_on_timeout=True,
-            )
-            async with contextlib.aclosing(watching):
-                async for changes in watching:
-                    # A change before the kernel was asked to watch has no event, so the first
-                    # timeout without an event is also a reason to look.
-                    if changes or began:
-                        changed()
-                    if began:
-                        began, said = False, ""
-                        retry.succeeded()
-                    if _went(
-                        folder,
-                        [path for kind, path in changes if kind is watchfiles.Change.deleted],
-                    ):
-                        break  # the folder itself was moved or removed; another may take its place
-        except (OSError, RuntimeError) as error:
+            # Finding the folder may block, and so must not happen on the event loop.
+            with await threads.alone("watch", watched, folder) as events:
+                said = ""
+                retry.succeeded()
+                changed()  # a change before the kernel was asked to watch has no event
+                while True:
+                    await _readable(events)
+                    await asyncio.sleep(_DEBOUNCE_SECONDS)
+                    gone = went(events)
+                    changed()
+                    if gone:
+                        break  # another folder may take its place
+        except (OSError, RuntimeError) as error:  # RuntimeError: the system gives no thread now
             if words_of(error) != said:
                 said = words_of(error)
                 _LOGGER.warning(
@@ -105,7 +91,11 @@ async def watch_folder(folder: Path, changed: Callable[[], None], *, clock: Cloc
         await retry.pause()
 
 
-def _went(folder: Path, deleted: Iterable[str]) -> bool:
-    """Return whether the folder itself is among what was deleted or moved away."""
-    itself = folder.absolute()
-    return any(Path(path).absolute() == itself for path in deleted)
+async def _readable(events: FileIO) -> None:
+    """Wait for an event."""
+    loop, there = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(events, guarded("task", there.set))
+    try:
+        await there.wait()
+    finally:
+        loop.remove_reader(events)

@@ -75,7 +75,6 @@ def test_an_agent_loads_what_only_some_configurations_use_when_they_do() -> None
         "jwt",
         "pkcs11",
         "securesystemslib",
-        "watchfiles",
         "sds.agent.node",
         "sds.agent.policy",
         "sds.attestation.kubernetes.token",
