@@ -248,3 +248,25 @@ async def test_a_disk_that_stands_still_does_not_hold_up_the_end(
             await running
     finally:
         disk.goes.set()
+
+
+async def test_others_hear_of_what_a_caller_saw_who_left_before_it_was_stored(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, callers of that pod kept its identity until their next look, up to 30 s later."""
+    told: list[None] = []
+    node.attestor.listen(lambda: told.append(None))
+    storing = asyncio.Event()
+
+    async def settled(_: Storing) -> None:
+        storing.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Storing, "settled", settled)
+    caller = asyncio.create_task(node.attestor._look())
+    await storing.wait()
+    assert not told
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert told

@@ -274,8 +274,10 @@ class CriAttestor:
             self._looked_at = self._clock.now().monotonic
             changed, self._changed = self._changed, False
         if changed:
-            await self._storing.settled()
-            self._listeners.tell()
+            try:
+                await self._storing.settled()
+            finally:  # the caller who looked may leave, and others must hear of it all the same
+                self._listeners.tell()
 
     async def _containers(self, sandboxes: frozenset[str]) -> tuple[Listed, ...]:
         """List all containers; sandbox by sandbox if pods make the list too long for one answer.
