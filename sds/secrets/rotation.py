@@ -133,8 +133,7 @@ class Rotation:
         managed = self._managed_for(identity)
         managed.wanted += 1
         if managed.wanted == 1:
-            managed.state = schedule.hurried(managed.state)
-            managed.woken.set()
+            managed.changed(schedule.hurried)
             self._issuance.hurry(identity)
 
     def expect(self, identity: Identity) -> None:
@@ -284,6 +283,7 @@ class Rotation:
                     managed.woken.clear()
                     await managed.woken.wait()
                 case Ask(urgency):
+                    managed.cure = None
                     if managed.wanted:
                         self._ask_along(identity, managed)
                     answer = await self._issuance.ask(
@@ -375,8 +375,7 @@ class Rotation:
         """Wake the identities that waited for the authority, because it answers again."""
         blocked, self._blocked = self._blocked, set()
         for identity in blocked:
-            managed = self._managed.get(identity)
-            if managed is not None:
+            if (managed := self._managed.get(identity)) is not None:
                 managed.state = schedule.hurried(managed.state)
                 managed.woken.set()
 
@@ -384,6 +383,8 @@ class Rotation:
         before = managed.state.failure
         error, now = answer.error, self._clock.now()
         managed.state = schedule.failed(managed.state, error, draw=answer.draw, now=now)
+        if managed.cure is not None and not error.retriable:
+            managed.state = managed.cure(managed.state)  # the refusal was decided before the change
         if answer.shared and error.retriable:
             self._blocked.add(identity)
         self._observer.renewal_failed(error)
@@ -433,8 +434,7 @@ class Rotation:
 
     def _ask_again(self, change: Callable[[State], State]) -> None:
         for managed in self._managed.values():
-            managed.state = change(managed.state)
-            managed.woken.set()
+            managed.changed(change)
 
     def _retention(self) -> timedelta:
         if self._settings.retention is not None:

@@ -43,6 +43,8 @@ from tests.support.front_door import rules
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from sds.exchange.item import CertificateItem, IssuedChain
+
 TD = TrustDomain("example.org")
 LATE = AuthorityUnavailableError("late", reason="authority_no_answer")
 DOWN = AuthorityUnavailableError("the authority is down")
@@ -337,6 +339,37 @@ async def test_a_change_makes_refused_identities_ask_again_at_once() -> None:
         w.rotation.changed()
         await w.clock.settle()
         assert w.serial() is not None
+
+
+@pytest.mark.parametrize("cure", ["policy", "clock", "caller"])
+async def test_a_change_while_the_authority_answers_is_not_lost(cure: str) -> None:
+    """Before, who was refused as the policy changed asked again only after up to five minutes."""
+    async with world() as w:
+        w.authority.refused[str(WEB.spiffe_id)] = "spiffe_id_not_allowed"
+        w.authority.silent = asyncio.Event()
+        (w.rotation.expect if cure == "caller" else w.rotation.ensure)(WEB)
+        await w.clock.advance(1.5)
+        assert len(w.authority.requests) == 1
+        if cure == "caller":
+            w.rotation.ensure(WEB)
+        elif cure == "policy":
+            w.rotation.changed()
+        else:
+            w.clock.step(60)
+            await w.clock.advance(1)
+        refuse = w.authority._outcome
+
+        def refuse_once(item: CertificateItem) -> IssuedChain | AuthorityRefusedError:
+            refused = refuse(item)
+            w.authority.refused.clear()
+            return refused
+
+        w.authority._outcome = refuse_once  # type: ignore[method-assign]
+        w.authority.silent.set()
+        await w.clock.settle()
+        assert len(w.failures.seen) == 1
+        assert w.serial() is not None
+        assert len(w.authority.requests) == 2
 
 
 async def test_those_that_failed_together_ask_again_together() -> None:
