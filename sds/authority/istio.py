@@ -81,10 +81,14 @@ class IstioAuthority:
         root = await self._root()
         roots: set[bytes] = set()
         with self._connected(root).used() as line:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._outcome(line, token, item, roots)) for item in items
-                ]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._outcome(line, token, item, roots)) for item in items
+                    ]
+            except asyncio.CancelledError:
+                self._move_on(line)  # who asked waits no longer: another replica may answer
+                raise
         outcomes = tuple(task.result() for task in tasks)
         unanswered = [o for o in outcomes if isinstance(o, AuthorityUnavailableError)]
         if unanswered:

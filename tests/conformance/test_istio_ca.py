@@ -541,3 +541,34 @@ async def test_a_connection_that_does_not_answer_is_not_used_again(tmp_path: Pat
     finally:
         await authority.aclose()
         await ca.stop()
+
+
+async def test_a_connection_on_which_who_asked_gave_up_is_not_used_again(tmp_path: Path) -> None:
+    """Rotation waits for all certificates of a batch together, and some calls wait for others."""
+    silent, asked = True, asyncio.Event()
+
+    async def before(_identity: str) -> grpc.StatusCode | None:
+        asked.set()
+        if silent:
+            await asyncio.Event().wait()
+        return None
+
+    ca = istio_ca.IstioCA(folder=tmp_path / "ca", before=before)
+    endpoint = await ca.start()
+    peers: list[str] = ca.peers
+    authority = IstioAuthority(settings(endpoint), clock=SystemClock())
+    batch = [item() for _ in range(20)]
+    try:
+        attempt = asyncio.create_task(authority.issue(batch))
+        await asked.wait()
+        attempt.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attempt
+        before_it = set(peers)
+        silent = False
+        await authority.issue([item()])
+        assert len(before_it) == 1
+        assert peers[-1] not in before_it
+    finally:
+        await authority.aclose()
+        await ca.stop()
