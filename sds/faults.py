@@ -28,6 +28,9 @@ _LOOP: Final = "event loop"
 _IN_TLS: Final = "Fatal error on SSL protocol"
 _CLOSED: Final = "the handler is closed"
 """What uvloop says (``sslproto.pyx``, ``handle.pyx``)."""
+_CANNOT_ACCEPT: Final = "socket.accept() out of system resource"
+"""What asyncio says (``selector_events.py``); it tries again after a second."""
+_ATTEMPT_SECONDS: Final = 0.5
 _P = ParamSpec("_P")
 
 _clock: Final = SystemClock()
@@ -115,4 +118,24 @@ def _from_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
         # uvloop answers in a handshake although we closed the connection meanwhile.
         _LOGGER.debug("a closed connection was written to: %s", error)
         return
+    if context.get("message") == _CANNOT_ACCEPT:
+        _cannot_accept(error)
+        return
     report(_LOOP, error, why=context.get("message", ""))
+
+
+def _cannot_accept(error: BaseException) -> None:
+    """Count an attempt once, for which asyncio calls up to a hundred times, and log it in words."""
+    now = _clock.now().monotonic
+    attempt, line = ("attempt", type(error)), ("accept", type(error))
+    if now - _said.get(attempt, -_ATTEMPT_SECONDS) < _ATTEMPT_SECONDS:
+        return
+    _said[attempt] = now
+    count("accept")
+    if now - _said.get(line, -_INTERVAL_SECONDS) < _INTERVAL_SECONDS:
+        return
+    _said[line] = now
+    _LOGGER.error(
+        "cannot accept connections: they wait; raise the limit of open files if this goes on",
+        extra={"why": getattr(error, "strerror", None) or str(error), "times": _counts["accept"]},
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
 import socket
+from typing import Any
 
 import pytest
 
@@ -83,6 +85,36 @@ async def test_a_handshake_that_we_gave_up_is_no_fault(what: str, counted: int) 
     error = RuntimeError("unable to perform operation on <TCPTransport>; the handler is closed")
     loop.call_exception_handler({"message": what, "exception": error})
     assert faults.counts().get("event loop", 0) == before + counted
+
+
+class Full(socket.socket):
+    """Has a caller, and no descriptor for it."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+async def test_one_attempt_to_accept_without_descriptors_is_one_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """asyncio calls a hundred times for it, with one caller that waits."""
+    loop = asyncio.get_running_loop()
+    faults.watch_loop(loop)
+    before = dict(faults.counts())
+    with Full() as listener, socket.socket() as caller:
+        listener.bind(("127.0.0.1", 0))
+        async with await loop.create_server(asyncio.Protocol, sock=listener):
+            caller.connect(listener.getsockname())
+            async with asyncio.timeout(5):
+                while faults.counts() == before:
+                    await asyncio.sleep(0)
+    after = faults.counts()
+    assert {
+        place: after[place] - before[place] for place in after if after[place] != before[place]
+    } == {"accept": 1}
+    (record,) = caplog.records
+    assert record.getMessage().startswith("cannot accept connections: they wait")
+    assert not record.exc_info
 
 
 def test_every_place_that_reports_is_counted_from_the_start() -> None:
