@@ -6,9 +6,11 @@ for new ones. Invariant: only our user may open the sockets that the kubelet cal
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +19,7 @@ from sds.agent.csi_registration import registered
 from sds.agent.directory import make_directory
 from sds.csi.driver import Driver
 from sds.csi.service import CsiServices, RegistrationService
+from sds.supervision import supervised
 from sds.transport.server import Server
 from sds.unix_sockets import OURS_ALONE, listening
 
@@ -60,8 +63,14 @@ async def csi_driver(
     try:
         await driver.restore()
         await server.listen(listening(endpoint, OURS_ALONE))
+        rest = partial(driver.restore_rest, clock=clock)
         async with registered(registration, kubelet / "plugins_registry", clock=clock):
-            yield driver
+            again = asyncio.create_task(supervised("csi-volumes", rest, clock=clock))
+            try:
+                yield driver
+            finally:
+                again.cancel()
+                await asyncio.gather(again, return_exceptions=True)
     finally:
         await server.stop(_STOP_SECONDS)
         driver.close()

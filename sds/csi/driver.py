@@ -4,7 +4,8 @@ Owns the list of volumes that have a listening socket. Invariants: one operation
 time, in its own thread, so the event loop never waits for a disk; a repeated request changes
 nothing (CSI requires idempotence); a pod has at most :data:`~sds.csi.volume.MOST_OF_A_POD` volumes,
 because the author of a pod may list thousands; a volume that fails is logged, counted and answered,
-and affects no other volume; a new agent opens the sockets again for pods that outlived the old one.
+and affects no other volume; a new agent opens the sockets again for pods that outlived the old one,
+and tries again those that it cannot open: the kubelet asks only once for each.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from sds import threads
-from sds.csi.volume import MOST_OF_A_POD, at_target, published
+from sds.backoff import Backoff, Retry
+from sds.csi.volume import MOST_OF_A_POD, PodVolume, at_target, published
 from sds.csi.volume_files import SOCKET_NAME, known_volumes, open_socket, remove
-from sds.errors import SdsError, WorkloadError
+from sds.errors import SdsError, SocketError, WorkloadError
 from sds.files import is_taken
 
 if TYPE_CHECKING:
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds._proto.csi.v1 import csi_pb2
-    from sds.csi.volume import PodVolume
+    from sds.clock import Clock
 
 _LOGGER: Final = logging.getLogger(__name__)
+_AGAIN: Final = Backoff(first=1.0, longest=60.0)
 _T = TypeVar("_T")
 
 
@@ -58,6 +61,12 @@ class Driver:
         self._volumes: dict[Path, Callable[[], None]] = {}
         self._of_pod: Counter[str] = Counter()
         self._one = asyncio.Lock()
+        self._failed: set[str] = set()
+        """What the last :meth:`restore` could not do, in words."""
+        self._restored = False
+        """Whether nothing is left to be tried again."""
+        self._unpublished: set[Path] = set()
+        """Volumes that ended meanwhile; the kubelet may still have a record of them."""
 
     @property
     def volumes(self) -> int:
@@ -73,6 +82,7 @@ class Driver:
         """
         volume = published(request, kubelet=self._kubelet)
         async with self._one:
+            self._unpublished.discard(volume.target)
             await self._open(volume)
 
     async def unpublish(self, request: csi_pb2.NodeUnpublishVolumeRequest) -> None:
@@ -84,15 +94,20 @@ class Driver:
         """
         volume = at_target(request.target_path, kubelet=self._kubelet)
         async with self._one:
+            if not self._restored:
+                self._unpublished.add(volume.target)
             self._stop(volume)
             await self._on_files(lambda: remove(volume, kubelet=self._kubelet))
 
     async def restore(self) -> None:
         """Listen again for every volume that the kubelet has a record of.
 
+        What fails is said, and what failed for the same reason before is not.
+
         Raises:
             SocketError: the kubelet's directory cannot be listed.
         """
+        failed: set[str] = set()
         async with self._one:
             found = await self._on_files(
                 lambda: list(known_volumes(self._kubelet, driver=self.name))
@@ -101,10 +116,34 @@ class Driver:
                 try:
                     if isinstance(each, WorkloadError):
                         raise each
-                    await self._open(each)
+                    if each.target not in self._unpublished:
+                        await self._open(each)
                 except SdsError as error:
+                    failed.add(str(error))
+                    if str(error) not in self._failed:
+                        self.failed(error)
+            self._failed = failed
+            self._unpublished &= {one.target for one in found if isinstance(one, PodVolume)}
+        _LOGGER.log(
+            logging.DEBUG if failed else logging.INFO,
+            "the sockets of CSI volumes are open",
+            extra={"volumes": self.volumes},
+        )
+
+    async def restore_rest(self, *, clock: Clock) -> None:
+        """Try again what :meth:`restore` could not open, until cancelled."""
+        retry = Retry(clock, _AGAIN)
+        while self._failed:
+            await retry.pause()
+            try:
+                await self.restore()
+            except SocketError as error:
+                if str(error) not in self._failed:
+                    self._failed.add(str(error))
                     self.failed(error)
-        _LOGGER.info("the sockets of CSI volumes are open", extra={"volumes": self.volumes})
+        self._unpublished.clear()
+        self._restored = True
+        await asyncio.Event().wait()
 
     def failed(self, error: SdsError) -> None:
         """Log and count what went wrong with one volume."""

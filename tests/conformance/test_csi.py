@@ -204,6 +204,29 @@ async def test_sockets_come_back_after_a_restart(
         assert not kubelet.target(name="other").exists()
 
 
+async def test_a_socket_that_cannot_come_back_is_tried_again(
+    kubelet: Kubelet, tmp_path: Path, in_pod: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a full disk, or without descriptors: the kubelet does not ask again."""
+    async with running(kubelet, tmp_path / "run"):
+        await kubelet.publish()
+        await kubelet.publish(OTHER)
+    shutil.rmtree(kubelet.target())
+    kubelet.target().write_text("in the way")
+    async with running(kubelet, tmp_path / "again") as (_, driver):
+        assert driver.volumes == 1
+        await kubelet.unpublish(OTHER)  # the kubelet has a record of it for a while
+        async with asyncio.timeout(20):
+            kubelet.target().unlink()
+            while not driver.volumes:
+                await asyncio.sleep(0.01)
+        assert await asked(kubelet, tmp_path) == "spiffe://example.org/r0"
+        assert driver.volumes == 1
+        assert not kubelet.target(OTHER).exists()
+        assert driver.failures == {"socket": 1}
+    assert len([one for one in caplog.records if "a CSI volume failed" in one.message]) == 1
+
+
 async def test_a_volume_whose_socket_is_gone_gets_another_one(
     kubelet: Kubelet, tmp_path: Path, in_pod: object
 ) -> None:
