@@ -20,7 +20,7 @@ from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.evidence import answer_challenge
 from sds.authority.channel import AttestedTls, VerifiedTls, connect, split_address
 from sds.authority.patience import patient_seconds
-from sds.authority.policy_peer import NoPolicy
+from sds.authority.policy_peer import NoPolicy, require_for_certificates
 from sds.authority.port import Issuance
 from sds.authority.replicas import (
     ASK_ANOTHER,
@@ -34,10 +34,10 @@ from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
     AuthorityRefusedError,
+    AuthorityUnavailableError,
     CertificateError,
     ConfigurationError,
     EvidenceError,
-    PolicyNotInForceError,
     SdsError,
 )
 from sds.exchange import wire
@@ -222,7 +222,7 @@ class AttestedAuthority:
             async with deadline(limit, f"the authority at {session.address} gave no Challenge"):
                 await self._hello(session, for_news=True)
             if self._policy.follows and session.trusted.statement.policy_epoch > self._policy.epoch:
-                await self._exchange(session, ())
+                await self._ask_for_policy(session)
         except BaseException:
             await self._drop()
             raise
@@ -230,6 +230,17 @@ class AttestedAuthority:
             await self._drop()
         self._policy.require_in_force()
         return session.trusted.statement.roots
+
+    async def _ask_for_policy(self, session: Session) -> None:
+        """Ask for the later policy alone; without it the roots count, and another is asked next."""
+        try:
+            await self._exchange(session, ())
+        except (AuthorityRefusedError, AuthorityUnavailableError) as error:
+            if error.reason == NO_ANSWER or session.verified_by != self._policy.digest:
+                raise  # else it is of an earlier version, which takes no request without items
+            _log_failure(error)
+            self._order.failed(self._place)
+            await self._drop()
 
     async def _drop(self) -> None:
         if self._session is not None:
@@ -303,16 +314,6 @@ class AttestedAuthority:
                     error.message, advice=error.advice, reason="authority_evidence"
                 ) from error
 
-    def _require_policy(self, session: Session) -> None:
-        """Check that a policy is in force; an authority of the same policy issues only then."""
-        try:
-            self._policy.require_in_force()
-        except PolicyNotInForceError as error:
-            raise AuthorityAnswerError(
-                f"the authority at {session.address} gave certificates, and here {error.message}",
-                advice="another authority may hand over the policy; this one follows none",
-            ) from error
-
     async def _exchange(self, session: Session, items: Sequence[CertificateItem]) -> Issuance:
         try:
             async with deadline(
@@ -342,7 +343,7 @@ class AttestedAuthority:
                 case "certificates":
                     issuance = self._issuance(session, answer.certificates, items)
                     await self._under_policy(session)  # another one may have come meanwhile
-                    self._require_policy(session)
+                    require_for_certificates(self._policy, session.address)
                     return issuance
                 case "refusal":
                     session.nonce = answer.refusal.next_nonce

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from sds.errors import AuthorityAnswerError, PolicyNotInForceError
 from sds.policy.standing import NO_POLICY_DIGEST
 
 
@@ -62,3 +63,18 @@ class NoPolicy:
         """Take nothing: there are no keys to verify it with."""
         del document
         return False
+
+
+def require_for_certificates(policy: PolicyPeer, address: str) -> None:
+    """Check that a policy is in force; an authority of the same policy issues only then.
+
+    Raises:
+        AuthorityAnswerError: none is, and the authority at this address gave certificates.
+    """
+    try:
+        policy.require_in_force()
+    except PolicyNotInForceError as error:
+        raise AuthorityAnswerError(
+            f"the authority at {address} gave certificates, and here {error.message}",
+            advice="another authority may hand over the policy; this one follows none",
+        ) from error

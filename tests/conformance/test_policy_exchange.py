@@ -12,6 +12,8 @@ import pytest
 
 from sds import errors
 from sds.attestation.reference_values import ReferenceValues
+from sds.authority.attested import AttestedAuthority
+from sds.ca.registration import RegistrationAuthority
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.clock import Instant, SystemClock
 from sds.exchange.item import IssuedChain
@@ -32,8 +34,8 @@ from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
+    from sds._proto.sds.ca.v1 import ca_pb2
     from sds.attestation.evidence import Evidence, ReportData
-    from sds.authority.attested import AttestedAuthority
     from sds.policy.envelope import SignedPolicy
 
 ALICE, BOB, MALLORY = (Signatory(name) for name in ("alice", "bob", "mallory"))
@@ -199,6 +201,50 @@ async def test_an_agent_that_wants_no_certificate_learns_a_later_policy() -> Non
         await client.roots()  # nothing is new: no evidence is made for it
         assert at.world.agent.reports == reports
     assert not any(record.reason == "issued" for record in at.world.journal)
+
+
+async def test_an_authority_that_hands_over_no_policy_alone_still_gives_roots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As earlier versions do, it ends the stream at a request without items."""
+    check = RegistrationAuthority.check_size
+
+    def check_size(self: RegistrationAuthority, request: ca_pb2.CertificateRequest) -> None:
+        if not request.items:
+            raise errors.RefusedError("the request has no items", reason="request_malformed")
+        check(self, request)
+
+    monkeypatch.setattr(RegistrationAuthority, "check_size", check_size)
+    authority, agent = party(ONE), party(ONE)
+    async with mesh(authority) as at, at.agent(agent) as client:
+        before = await client.roots()
+        authority.take(TWO, origin="disk")
+        for _ in range(2):
+            assert await client.roots() == before
+        assert agent.epoch == 1
+        assert await ask(client) == ""  # with a certificate comes the policy
+        assert agent.epoch == 2
+        assert await client.roots() == before
+
+
+async def test_roots_count_only_under_the_policy_that_was_handed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    authority, agent = party(ONE), party(ONE)
+    hello: Any = AttestedAuthority._hello
+
+    async def _hello(self: AttestedAuthority, *session: Any, **how: Any) -> None:
+        if agent.epoch == 2:
+            raise errors.AuthorityUnavailableError("it has gone")
+        await hello(self, *session, **how)
+
+    monkeypatch.setattr(AttestedAuthority, "_hello", _hello)
+    async with mesh(authority) as at, at.agent(agent) as client:
+        await client.roots()
+        authority.take(TWO, origin="disk")
+        with pytest.raises(errors.AuthorityUnavailableError, match="it has gone"):
+            await client.roots()
+        assert agent.epoch == 2
 
 
 async def test_news_cost_an_agent_that_follows_no_policy_no_evidence() -> None:
