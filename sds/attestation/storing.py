@@ -8,6 +8,7 @@ together.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 _FORMER: Final = ".former"
+_NOT_NOW: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What the system lacks for a moment; it says nothing about the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +80,7 @@ def store(
 def _require_newer(path: Path, one: RevocationList) -> None:
     """Check that a list is not older than the stored one, if that can be read."""
     try:
-        before = read_revocation_list(
-            read_file(path, max_bytes=MAX_DOCUMENT_BYTES), origin=str(path)
-        )
+        before = read_revocation_list(_read(path), origin=str(path))
     except (OSError, EvidenceError):
         return
     require_no_older([one], highest_numbers([before]))
@@ -89,7 +90,7 @@ def _require_no_older_document(path: Path, body: bytes, *, any_recovery: bool) -
     """Check that a document is not older than the stored one."""
     try:
         with reading(str(path), EvidenceError):
-            issued, recovery = _age(read_file(path, max_bytes=MAX_DOCUMENT_BYTES))
+            issued, recovery = _age(_read(path))
     except EvidenceError:
         return  # it is replaced
     now, number = _age(body)
@@ -106,6 +107,21 @@ def _require_no_older_document(path: Path, body: bytes, *, any_recovery: bool) -
             reason="collateral_untrusted",
             advice="ask another cache: this one went back",
         )
+
+
+def _read(path: Path) -> bytes:
+    """Read a stored file that is to be replaced.
+
+    Raises:
+        ConfigurationError: nothing can be read now, so nobody knows whether it is older.
+        OSError: this file cannot be read.
+    """
+    try:
+        return read_file(path, max_bytes=MAX_DOCUMENT_BYTES)
+    except OSError as error:
+        if error.errno in _NOT_NOW:
+            raise _unwritable(path, error) from error
+        raise
 
 
 def _age(body: bytes) -> tuple[str, int]:

@@ -24,6 +24,7 @@ from sds.attestation.snp.report import Product
 from sds.attestation.tdx.verifier import TdxVerifier
 from sds.cli import main
 from sds.errors import ConfigurationError, SdsError
+from sds.files import read_file
 from sds.pki import certificate_pem
 from tests.support import need
 from tests.support.clock import PatientClock
@@ -323,6 +324,34 @@ async def test_a_disk_that_is_full_leaves_what_was_there(
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="cannot be written"):
         await fetcher.fetch(tmp_path / "file")
+
+
+@pytest.mark.parametrize("older", ["list", "info"])
+async def test_without_descriptors_nothing_older_takes_the_place_of_what_was_there(
+    older: str,
+    publishers: Publishers,
+    intel: Intel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fetcher = Fetcher(wanted(publishers, intel), clock=PatientClock(NOW))
+    publishers.lists["platform"] = intel.crl(intel.ca, intel.ca_key, number=3)
+    await fetcher.fetch(tmp_path / "out")
+    before = content(tmp_path / "out")
+    names = {"list": "pck-platform.crl", "info": f"tcb_info-{FMSPC.hex()}.json"}
+    if older == "list":
+        publishers.lists["platform"] = intel.crl(intel.ca, intel.ca_key, number=2)
+
+    def none_left(path: Path, *, max_bytes: int) -> bytes:
+        if path.name == names[older]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return read_file(path, max_bytes=max_bytes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sds.attestation.storing.read_file", none_left)
+        with pytest.raises(ConfigurationError, match="Too many open files"):
+            await fetcher.fetch(tmp_path / "out")
+    assert content(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize(
