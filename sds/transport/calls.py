@@ -174,7 +174,7 @@ class Calls:
         running = serve_in_turns(
             call,
             handler,
-            self._server.gate,
+            self._server.admit if self._server.gate is not None else None,
             self._turns,
             pays_for_lines=self._server.limits.owners_pay_for_lines,
         )

@@ -1,8 +1,9 @@
 """gRPC handlers, and the sockets and connections on which they are served.
 
 Owns the methods and the connections of one server and the task of each call. Invariants: every call
-has one task, which ends with its stream and at the latest with :meth:`Server.stop`; a handler that
-fails ends only its own call; every connection has an owner, whose budget it uses.
+has one task, which ends with its stream and at the latest with :meth:`Server.stop`; that waits for
+calls whose handler has begun, and for no other; a handler that fails ends only its own call; every
+connection has an owner, whose budget it uses.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import grpc
 
 from sds.transport.accepting import Acceptor, process_of, user_of
 from sds.transport.budget import Budgets
@@ -22,8 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
 
-    import grpc
-
+    from sds.transport.call import Call
     from sds.transport.endpoint import Endpoints
     from sds.transport.handling import Admission
 
@@ -90,6 +92,8 @@ class Server:
         self._handlers = list(handlers)
         self.gate: Admission | None = None
         """Is asked before every call, even one without a handler."""
+        self._at_the_gate: set[Call] = set()
+        """Those that wait for its answer."""
         self._first_call: Callable[[Server], None] | None = None
         self._at_stop: list[Callable[[], None]] = []
         self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -128,6 +132,23 @@ class Server:
                     self._methods[path] = found
                     break
         return found
+
+    async def admit(self, call: Call, /) -> None:
+        """Ask the gate about a call; it waits for nobody while the server stops.
+
+        Raises:
+            AbortedError: the call does not reach its handler.
+        """
+        if self.gate is None:
+            return
+        if self.stopping:
+            why = "this server is stopping: connect again"
+            await call.abort(grpc.StatusCode.UNAVAILABLE, why)
+        self._at_the_gate.add(call)
+        try:
+            await self.gate(call)
+        finally:
+            self._at_the_gate.discard(call)
 
     # --- connections ----------------------------------------------------------------------------
 
@@ -196,13 +217,7 @@ class Server:
         9113, section 6.8). They have a moment for that: a client of gRPC's C core drops an answer
         that it has not read yet if it cannot write, and it writes when it gets a part of one.
         """
-        self.stopping = True
-        for acceptor in self._acceptors:
-            acceptor.close()
-        for end in self._at_stop:
-            end()
-        for served in self._connections:
-            served.go_away()
+        self._begin_to_stop()
         if self.tasks and grace_seconds > 0:
             await asyncio.wait(self.tasks, timeout=grace_seconds)
             if not self.tasks and self._connections:
@@ -216,6 +231,18 @@ class Server:
         closed = [asyncio.ensure_future(served.close()) for served in self._connections]
         if closed:
             await asyncio.wait(closed)
+
+    def _begin_to_stop(self) -> None:
+        self.stopping = True
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for end in self._at_stop:
+            end()
+        for call in self._at_the_gate:
+            if call.task is not None:
+                call.task.cancel()  # its client is told to connect again
+        for served in self._connections:
+            served.go_away()
 
     def joined(self, served: ServedConnection) -> None:
         """Note a new connection."""
