@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import errno
+import os
 import struct
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from sds import faults
 from sds.attestation.evidence import EvidenceKind, ReportData
 from sds.attestation.guest.attester import guest_attester
 from sds.attestation.guest.sev_guest import SNP_GET_EXT_REPORT, SevGuestAttester
-from sds.attestation.guest.tsm import ATTEMPTS
+from sds.attestation.guest.tsm import ATTEMPTS, TsmAttester
 from sds.attestation.snp import certificate_table
 from sds.attestation.snp.certificate_table import (
     ARK,
@@ -135,6 +136,39 @@ async def test_what_cannot_work_is_not_tried_again(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with refused("evidence_unsupported", match="SNP_GET_EXT_REPORT"):
         await SevGuestAttester(PauseCounter(), device=tmp_path / "file").attest(DATA)
+
+
+async def test_a_descriptor_may_be_free_in_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this process lacks says nothing about the machine."""
+    wanted, really, tried = tmp_path / "sev-guest", os.open, [0]
+
+    def none_left(path: Any, *arguments: Any, **named: Any) -> int:
+        if path == wanted:
+            tried[0] += 1
+            if tried[0] < 3:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return really(path, *arguments, **named)
+
+    ready = attester(Driver(simulated().machine()), wanted)
+    monkeypatch.setattr(os, "open", none_left)
+    assert (await ready.attest(DATA)).kind is EvidenceKind.SEV_SNP
+    assert tried == [3]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+async def test_what_the_interface_lacks_for_a_moment_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def none_left(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    clock = PauseCounter()
+    monkeypatch.setattr("pathlib.Path.mkdir", none_left)
+    with pytest.raises(EvidenceUnavailableError):
+        await TsmAttester(clock, reports=tmp_path).attest(DATA)
+    assert len(clock.pauses) == ATTEMPTS - 1
 
 
 @pytest.mark.parametrize("kind", ["cut off", "junk for a leaf", "junk for its issuer"])

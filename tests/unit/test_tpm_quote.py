@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import socket
 import threading
 import time
@@ -306,6 +308,17 @@ def test_what_is_no_tpm_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with refused("evidence_unsupported", match="neither a device nor a socket"):
         open_tpm(tmp_path / "file")
+
+
+def test_a_tpm_may_be_opened_when_a_descriptor_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("pathlib.Path.stat", none_left)
+    with pytest.raises(EvidenceUnavailableError, match="Too many open files"):
+        open_tpm(tmp_path / "tpmrm0")
 
 
 def test_errors_are_ours() -> None:

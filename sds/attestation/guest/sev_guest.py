@@ -45,7 +45,10 @@ _REPORT_OFFSET: Final = 32
 _FIRST_TABLE_BYTES: Final = 16 * 1024
 _VMM_INVALID_LENGTH: Final = 1
 _VMM_BUSY: Final = 2
-_PASSING: Final = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT})
+_PASSING: Final = frozenset(
+    {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
+    | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # too much is open now
+)
 
 
 class Ioctl(Protocol):
@@ -98,8 +101,11 @@ class SevGuestAttester:
         try:
             descriptor = os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
+            message = f"{self._device} cannot be opened: {error.strerror}"
+            if error.errno in _PASSING:
+                raise EvidenceUnavailableError(message) from error
             raise EvidenceError(
-                f"{self._device} cannot be opened: {error.strerror}",
+                message,
                 advice="this needs an SEV-SNP guest, and the right to its device",
                 reason="evidence_unsupported",
             ) from error

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 TSM_REPORTS: Final = Path("/sys/kernel/config/tsm/report")
 _MAX_BLOB_BYTES: Final = 1024 * 1024
-# EBUSY and EAGAIN: another request is in flight; ETIMEDOUT and EIO: the host throttles.
+# EBUSY and EAGAIN: another request is in flight; ETIMEDOUT and EIO: the host throttles; the last
+# three: this process or the system has too much open now.
 _PASSING: Final = frozenset(
     {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EIO, errno.EWOULDBLOCK}
+    | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
 ATTEMPTS: Final = 8
 PAUSES: Final = Backoff(first=0.1, longest=4.0)

@@ -44,7 +44,10 @@ _RESUBMIT: Final = frozenset({0x908, 0x90A, 0x922})
 """YIELDED, TESTING, RETRY: the command was not started and must be sent again unchanged."""
 _RESUBMISSIONS: Final = 10
 _FIRST_PAUSE_SECONDS: Final = 0.005
-_PASSING_ERRORS: Final = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT})
+_PASSING_ERRORS: Final = frozenset(
+    {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
+    | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # too much is open now
+)
 
 
 class TpmTransport(Protocol):
