@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import contextvars
 import functools
 import threading
@@ -62,12 +63,21 @@ class Threads:
         with self._there:
             if self._idle <= len(self._waiting) and self._started < self._most:
                 self._start_another()
-            self._waiting.append(functools.partial(_do, done, bound, _under_way))
+            one = functools.partial(_do, done, bound, _under_way)
+            self._waiting.append(one)
             self._there.notify()
         try:
             return await asyncio.wrap_future(done)
+        except asyncio.CancelledError:
+            self._give_up(one)
+            raise
         finally:
-            del done, bound  # see _do
+            del done, bound, one  # see _do
+
+    def _give_up(self, one: Callable[[], None]) -> None:
+        """Forget work that nobody waits for, which may wait behind work that hangs for good."""
+        with self._there, contextlib.suppress(ValueError):  # a thread has begun it
+            self._waiting.remove(one)
 
     def _start_another(self) -> None:
         """Start a thread; where the system gives none now, those that are there do the work."""

@@ -127,6 +127,31 @@ async def test_work_waits_for_a_thread_and_threads_for_work() -> None:
         await pool.run(divmod, 1, 0)
 
 
+async def test_work_that_was_given_up_does_not_wait_behind_work_that_hangs() -> None:
+    """Before, each attempt behind a file system that hangs stayed in memory for as long."""
+
+    class Argument:
+        pass
+
+    one, goes = Threads("one", 1), threading.Event()
+    hangs = asyncio.create_task(one.run(goes.wait, 30))
+    try:
+        argument = Argument()
+        reference = weakref.ref(argument)
+        given_up = asyncio.create_task(one.run(id, argument))
+        other = asyncio.create_task(one.run(int, "7"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        del argument, given_up
+        gc.collect()
+        assert reference() is None
+    finally:
+        goes.set()
+        await hangs
+    assert await other == 7
+
+
 @pytest.mark.no_cover
 def test_nothing_uses_the_default_executor() -> None:
     found = [
