@@ -101,11 +101,12 @@ class SevGuestAttester:
         try:
             descriptor = os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            message = f"{self._device} cannot be opened: {error.strerror}"
             if error.errno in _PASSING:
-                raise EvidenceUnavailableError(message) from error
+                raise EvidenceUnavailableError(
+                    f"{self._device} cannot be opened now: {error.strerror}"
+                ) from error
             raise EvidenceError(
-                message,
+                f"{self._device} cannot be opened: {error.strerror}",
                 advice="this needs an SEV-SNP guest, and the right to its device",
                 reason="evidence_unsupported",
             ) from error
