@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from sds import threads
 from sds.files import read_file, replace_file
 from sds.policy.succession import MOST_OFFERED_BYTES, OfferOutcome
+from sds.problems import Problems
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +46,7 @@ class PolicyCopy:
         self._place = place
         self._holder = holder
         self._written = holder.digest
+        self._problems = Problems()
 
     async def run(self) -> None:
         """Write after every change, until cancelled."""
@@ -67,14 +69,17 @@ class PolicyCopy:
         try:
             await threads.POLICY.run(replace_file, self._place, self._holder.document, mode=0o644)
         except OSError as error:
-            _LOGGER.warning(
-                "the policy cannot be copied to %s, and is tried again: %s",
-                self._place,
-                error.strerror,
-                extra={"origin": str(self._place)},
-            )
+            if self._problems.is_news(error.strerror):  # its words name another file each time
+                _LOGGER.warning(
+                    "the policy cannot be copied to %s, and is tried again: %s",
+                    self._place,
+                    error.strerror,
+                    extra={"origin": str(self._place)},
+                )
             return
         self._written = digest
+        if self._problems.over():
+            _LOGGER.info("the policy is copied again", extra={"origin": str(self._place)})
 
 
 async def follow_copy(place: Path, holder: PolicyHolder, *, clock: Clock) -> None:

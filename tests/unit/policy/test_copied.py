@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,30 @@ async def test_only_what_is_learnt_later_is_copied(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
     assert place.read_bytes() == agent.document
     assert place.stat().st_mode & 0o777 == 0o644
+
+
+async def test_a_disk_that_stays_full_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sds.policy.copied._AGAIN_SECONDS", 0.01)
+    caplog.set_level("INFO", "sds.policy.copied")
+    place, agent, tried = tmp_path / "policy.json", holder(), [0]
+
+    def full(*_: object, **__: object) -> None:
+        tried[0] += 1
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with asyncio.timeout(10), running(PolicyCopy(place, agent).run()):
+        with monkeypatch.context() as patched:
+            patched.setattr("sds.policy.copied.replace_file", full)
+            await asyncio.sleep(0)
+            agent.take(epoch(8), origin="authority")
+            while tried[0] < 5:
+                await asyncio.sleep(0.01)
+        while not place.exists():
+            await asyncio.sleep(0.01)
+    said = [one.getMessage() for one in caplog.records]
+    assert [one for one in said if "No space left" in one] == said[:1]
 
 
 class _Quick(SystemClock):
