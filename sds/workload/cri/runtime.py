@@ -19,6 +19,7 @@ from sds._proto.cri.v1 import runtime_pb2
 from sds.errors import WorkloadError
 from sds.files import socket_target
 from sds.outside import reading
+from sds.supervision import is_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,6 +210,15 @@ class Runtime:
             raise WorkloadError(
                 f"the runtime at {self._socket} cannot answer {said}",
                 reason="cri_unknown_shape" if status in _FOR_GOOD else "cri_not_described",
+            ) from None
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            # gRPC ends a call like this if its channel is closed, although nobody cancelled the
+            # task.
+            raise WorkloadError(
+                f"the runtime at {self._socket} does not answer {method}: it was cut off",
+                reason="cri_unavailable",
             ) from None
         what = f"the answer of the runtime at {self._socket} to {method}"
         with reading(what, WorkloadError, reason="cri_unknown_shape"):
