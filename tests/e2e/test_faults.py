@@ -59,12 +59,19 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(node: Node, folder: Path, **agent: Any) -> AsyncIterator[World]:
-    """An authority behind a proxy, an agent, two Envoys and traffic."""
+async def world(
+    node: Node, folder: Path, *, patience: dict[str, str] | None = None, **agent: Any
+) -> AsyncIterator[World]:
+    """An authority behind a proxy, an agent, two Envoys and traffic.
+
+    ``patience``: how long the agent waits for the authority, if not as fits its lifetimes.
+    """
     async with (
         node.authority(),
         Proxy(node.port).running() as proxy,
-        node.agent(authority={"addresses": [f"127.0.0.1:{proxy.port}"]}, **agent) as process,
+        node.agent(
+            authority={"addresses": [f"127.0.0.1:{proxy.port}"], **(patience or {})}, **agent
+        ) as process,
         running_mesh(node, folder) as mesh,
     ):
         yield World(node, process, proxy, mesh)
@@ -163,7 +170,8 @@ async def test_a_killed_agent_comes_back_and_streams_resume_without_a_nack(
 
 
 async def test_descriptors_run_out_and_memory_cannot_grow(node: Node, tmp_path: Path) -> None:
-    async with world(node, tmp_path) as w:
+    # What is given up, because a busy machine answers late, has no descriptor to be repeated with.
+    async with world(node, tmp_path, patience={"connect": "30s", "answer": "30s"}) as w:
         pid = w.agent.pid
         files = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
