@@ -47,7 +47,18 @@ _USED_UP: Final = {
 }
 
 
-def watched(folder: Path) -> FileIO:
+class FolderEvents(FileIO):
+    """The open file of one watch; without references it is closed.
+
+    Whoever asked may have left while a thread opened it, and then nobody else can close it.
+    """
+
+    def __del__(self) -> None:
+        """Close it, without the warning that a file gives."""
+        self.close()
+
+
+def watched(folder: Path) -> FolderEvents:
     """Return an open file that becomes readable when something in the folder changes.
 
     It does not block, but finding the folder may: call this in a thread.
@@ -58,7 +69,7 @@ def watched(folder: Path) -> FileIO:
     descriptor: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
     if descriptor < 0:
         raise _error(folder)
-    events = FileIO(descriptor)
+    events = FolderEvents(descriptor)
     if _libc.inotify_add_watch(descriptor, os.fsencode(folder), _CHANGES) < 0:
         error = _error(folder)
         events.close()

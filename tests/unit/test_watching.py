@@ -130,3 +130,10 @@ def test_a_folder_that_is_missing_leaves_no_descriptor(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         really_watched(tmp_path / "nowhere")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_watch_that_nobody_takes_is_closed_without_a_word(tmp_path: Path) -> None:
+    """Whoever asked for it was cancelled while a thread opened it; a warning would be an error."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    really_watched(tmp_path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
