@@ -51,6 +51,7 @@ LARGE_BATCHES = 4
 SINGLE = 800
 STREAMS = 32
 NONCES = 10_000
+CROWD = 20
 A_CONNECTION = 200
 """Streams on one connection; the authority allows 256."""
 MIB = 1024 * 1024
@@ -270,9 +271,12 @@ async def strangers(chips: SimulatedRoot, folder: Path) -> None:
         meter = Meter(process)
         agent = client(chips, machine, port)
         await agent.issue([wish()[1]])
-        async with raw_channel(port) as streams:
-            per_stream = 50
-            hoard = [streams() for _ in range(NONCES // per_stream)]
+        async with contextlib.AsyncExitStack() as stack:
+            # An authority takes 2,000 frames at once from a stranger's connection.
+            per_stream, hoard = 50, []
+            for _ in range(CROWD):
+                streams = await stack.enter_async_context(raw_channel(port))
+                hoard += [streams() for _ in range(NONCES // per_stream // CROWD)]
             with meter:
                 await asyncio.gather(*(_hellos(stream, per_stream) for stream in hoard))
             what = f"{NONCES:,} nonces outstanding on {len(hoard)} streams"
