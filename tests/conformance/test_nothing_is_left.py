@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.clock import SystemClock
 from sds.secrets.store import SecretStore
 from sds.serving.encode import Resource
 from sds.serving.service import ServingOptions
 from sds.serving.session import CallerSession
 from sds.serving.stream import Stream
-from sds.serving.tickets import SessionTickets
 from sds.serving.unsent import RESET_SECONDS
 from sds.transport.call import Call
 from sds.transport.served import ServedConnection
 from tests.support.door_client import RST, frame
 from tests.support.raw_client import DELTA, FETCH, STREAM, RawClient, connected, discovery, message
-from tests.support.serving import TD, WEB, root, serving, svid
+from tests.support.serving import TD, WEB, root, serving, svid, ticket_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,9 +133,7 @@ async def test_ticket_keys_that_a_changed_bundle_replaced_do_not_wait_for_a_read
     tmp_path: Path,
 ) -> None:
     store = SecretStore()
-    tickets = SessionTickets(
-        store, identities=[WEB], longest_life=timedelta(hours=1), clock=SystemClock()
-    )
+    tickets = ticket_keys(store)
     options = ServingOptions(tickets=tickets)
     async with serving(tmp_path, options=options, store=store) as at:
         with connected(at.socket, window=0) as client:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.clock import SystemClock
 from sds.secrets.store import SecretStore
 from sds.serving.catalog import Aliases
 from sds.serving.encode import NOBODY, pem
 from sds.serving.generic import GenericSecretFiles
 from sds.serving.peers import PeerContext, SanMatcher
 from sds.serving.service import ServingOptions
-from sds.serving.tickets import SessionTickets
 from tests.conformance.test_sotw import validator
 from tests.support.certificates import ca_wish
-from tests.support.serving import OTHER, TD, WEB, root, serving, svid
+from tests.support.serving import OTHER, TD, root, serving, svid, ticket_keys
 from tests.support.xds_client import Delta, Sotw, channel, fetch, secrets
 
 if TYPE_CHECKING:
@@ -33,9 +30,7 @@ async def test_ticket_keys_are_replaced_before_a_changed_bundle_and_not_part_of_
     tmp_path: Path,
 ) -> None:
     store = SecretStore()
-    tickets = SessionTickets(
-        store, identities=[WEB], longest_life=timedelta(hours=1), clock=SystemClock()
-    )
+    tickets = ticket_keys(store)
     options = ServingOptions(tickets=tickets)
     async with (
         serving(tmp_path, options=options, store=store) as at,

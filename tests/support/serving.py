@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from sds.agent.grpc_fallback import CalledBy, listen_by_grpc, make_grpc_server
+from sds.clock import SystemClock
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
 from sds.secrets.memory import SecretBytes
@@ -23,6 +24,7 @@ from sds.serving.health import HEALTH_SERVICE, SocketHealth
 from sds.serving.limits import ServingLimits
 from sds.serving.server import AnyServer, add_health, add_reflection, make_server
 from sds.serving.service import SecretService, ServingOptions
+from sds.serving.tickets import SessionTickets
 from sds.transport.server import Server
 from sds.unix_sockets import listening
 from sds.workload.entitlement import Caller, Entitlement
@@ -53,6 +55,13 @@ def root(name: str) -> Signer:
             not_before=now - timedelta(hours=1),
             not_after=now + timedelta(hours=12),
         )
+    )
+
+
+def ticket_keys(store: SecretStore) -> SessionTickets:
+    """Session ticket keys of ``WEB`` that no test outlives."""
+    return SessionTickets(
+        store, identities=[WEB], longest_life=timedelta(hours=1), clock=SystemClock()
     )
 
 

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sds.clock import LOOK_SECONDS, Instant, sleep_elapsed, sleep_while
 from tests.support.clock import FakeClock
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-async def test_time_in_which_the_machine_is_suspended_counts() -> None:
+
+@pytest.mark.parametrize("passes", [FakeClock.suspend, FakeClock.step])
+async def test_time_in_which_the_machine_stands_still_counts(
+    passes: Callable[[FakeClock, float], None],
+) -> None:
+    """It is suspended; or a hypervisor pauses it, and its clock is set afterwards."""
     clock = FakeClock()
     sleep = asyncio.create_task(sleep_elapsed(clock, 86400))
     await clock.advance(60)
-    clock.suspend(86400)
-    await clock.advance(LOOK_SECONDS)
-    assert sleep.done()
-
-
-async def test_time_in_which_a_hypervisor_pauses_the_machine_counts_once_its_clock_is_set() -> None:
-    clock = FakeClock()
-    sleep = asyncio.create_task(sleep_elapsed(clock, 86400))
-    await clock.advance(60)
-    clock.step(86400)
+    passes(clock, 86400)
     await clock.advance(LOOK_SECONDS)
     assert sleep.done()
 
