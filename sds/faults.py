@@ -69,13 +69,19 @@ def report(where: str, error: BaseException, **about: object) -> None:
         about: further fields of the line of log.
     """
     _counts[where] += 1
-    key = (where, type(error))
-    now = _clock.now().monotonic
-    if now - _said.get(key, -_INTERVAL_SECONDS) < _INTERVAL_SECONDS:
+    if not _is_due((where, type(error)), _INTERVAL_SECONDS):
         return
-    _said[key] = now
     extra = {**about, "where": where, "reason": "unexpected", "times": _counts[where]}
     _LOGGER.error("an unexpected error ended one %s", where, exc_info=error, extra=extra)
+
+
+def _is_due(key: tuple[str, type[BaseException]], seconds: float) -> bool:
+    """Say whether this was last due so many seconds ago or never, and note that it is now."""
+    now = _clock.now().monotonic
+    if now - _said.get(key, -seconds) < seconds:
+        return False
+    _said[key] = now
+    return True
 
 
 def count(where: str) -> None:
@@ -126,15 +132,11 @@ def _from_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
 
 def _cannot_accept(error: BaseException) -> None:
     """Count an attempt once, for which asyncio calls up to a hundred times, and log it in words."""
-    now = _clock.now().monotonic
-    attempt, line = ("attempt", type(error)), ("accept", type(error))
-    if now - _said.get(attempt, -_ATTEMPT_SECONDS) < _ATTEMPT_SECONDS:
+    if not _is_due(("attempt", type(error)), _ATTEMPT_SECONDS):
         return
-    _said[attempt] = now
     count("accept")
-    if now - _said.get(line, -_INTERVAL_SECONDS) < _INTERVAL_SECONDS:
+    if not _is_due(("accept", type(error)), _INTERVAL_SECONDS):
         return
-    _said[line] = now
     _LOGGER.error(
         "cannot accept connections: they wait; raise the limit of open files if this goes on",
         extra={"why": getattr(error, "strerror", None) or str(error), "times": _counts["accept"]},
