@@ -62,9 +62,7 @@ class Driver:
         self._of_pod: Counter[str] = Counter()
         self._one = asyncio.Lock()
         self._failed: set[str] = set()
-        """What the last :meth:`restore` could not do, in words."""
-        self._restored = False
-        """Whether nothing is left to be tried again."""
+        """What the last :meth:`restore` could not do, in words; it is tried again."""
         self._unpublished: set[Path] = set()
         """Volumes that ended meanwhile; the kubelet may still have a record of them."""
 
@@ -94,7 +92,7 @@ class Driver:
         """
         volume = at_target(request.target_path, kubelet=self._kubelet)
         async with self._one:
-            if not self._restored:
+            if self._failed:
                 self._unpublished.add(volume.target)
             self._stop(volume)
             await self._on_files(lambda: remove(volume, kubelet=self._kubelet))
@@ -142,7 +140,6 @@ class Driver:
                     self._failed.add(str(error))
                     self.failed(error)
         self._unpublished.clear()
-        self._restored = True
         await asyncio.Event().wait()
 
     def failed(self, error: SdsError) -> None:
