@@ -177,8 +177,9 @@ class Fetcher:
         answer = await self._known(session, f"{self._wanted.kds}/vcek/v1/{name}/crl")
         own = [Certificate.parse(root) for root in self._wanted.roots if is_amd_root(root)]
         issuers = (*own, *amd_certificates())
-        read = partial(read_amd_list, answer.body, issuers=issuers, origin="the answer")
-        one = await threads.COLLATERAL.run(read)
+        one = await threads.COLLATERAL.run(
+            read_amd_list, answer.body, issuers=issuers, origin="the answer"
+        )
         lists = [(folder / f"{product}.crl", self._current(one, f"ARK-{name}"))]
         return await threads.COLLATERAL.run(store, [], lists)
 
@@ -262,8 +263,9 @@ class Fetcher:
         self, body: bytes, key: ec.EllipticCurvePublicKey, expected: str
     ) -> SignedDocument:
         now = self._clock.now().wall
-        read = partial(signed_document, body, key=key, expected=expected, now=now)
-        return await threads.COLLATERAL.run(read)
+        return await threads.COLLATERAL.run(
+            signed_document, body, key=key, expected=expected, now=now
+        )
 
     async def _document(
         self, body: bytes, key: ec.EllipticCurvePublicKey, expected: str, fmspc: str
@@ -289,8 +291,10 @@ class Fetcher:
         return datetime.fromisoformat(str(document["nextUpdate"])).astimezone(UTC)
 
     async def _intel(self, body: bytes, issuer: str) -> RevocationList:
-        read = partial(read_intel_list, unhexed(body), roots=self._intel_roots, origin="the answer")
-        return self._current(await threads.COLLATERAL.run(read), issuer)
+        one = await threads.COLLATERAL.run(
+            read_intel_list, unhexed(body), roots=self._intel_roots, origin="the answer"
+        )
+        return self._current(one, issuer)
 
     def _current(self, one: RevocationList, issuer: str) -> RevocationList:
         """Check that a list is of the issuer that we asked for, by its common name, and current."""
