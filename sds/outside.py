@@ -1,16 +1,17 @@
 """Guards the parsing of data from outside: only our own errors come out, in words for people.
 
-Owns :func:`reading` and :func:`words_of`. Libraries that parse foreign data raise their own
-classes, and more than they document: ``cryptography`` raises ``DuplicateExtension`` and
-``InvalidVersion``, which are not ``ValueError``; ``json`` raises ``RecursionError``; conversions
-raise ``OverflowError``. Invariant: any exception inside the block becomes the error that the caller
-names, with the place in its text; our own errors, and exceptions that end the process, pass
-unchanged.
+Owns :func:`reading`, :func:`words_of` and :data:`EXHAUSTED`. Libraries that parse foreign data
+raise their own classes, and more than they document: ``cryptography`` raises ``DuplicateExtension``
+and ``InvalidVersion``, which are not ``ValueError``; ``json`` raises ``RecursionError``;
+conversions raise ``OverflowError``. Invariant: any exception inside the block becomes the error
+that the caller names, with the place in its text; our own errors, and exceptions that end the
+process, pass unchanged.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _TEXT_LENGTH = 300
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of the system that say nothing about a file or device: too much is open now."""
 _FOR_PROGRAMMERS: Final = re.compile(r"\[Errno -?\d+\] | \(_ssl\.c:\d+\)")
 
 

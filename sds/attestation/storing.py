@@ -8,7 +8,6 @@ together.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from sds.attestation.revocation import highest_numbers, read_revocation_list, re
 from sds.attestation.tdx.collateral import MAX_DOCUMENT_BYTES, SIGNING_CHAIN, TCB_INFOS
 from sds.errors import ConfigurationError, EvidenceError
 from sds.files import listed, read_file, replace_file
-from sds.outside import reading
+from sds.outside import EXHAUSTED, reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 _FORMER: Final = ".former"
-_NOT_NOW: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""What the system lacks for a moment; it says nothing about the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +116,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_file(path, max_bytes=MAX_DOCUMENT_BYTES)
     except OSError as error:
-        if error.errno in _NOT_NOW:
+        if error.errno in EXHAUSTED:
             raise _unwritable(path, error) from error
         raise
 

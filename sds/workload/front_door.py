@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.errors import WorkloadError
 from sds.faults import guarded, report
+from sds.outside import EXHAUSTED
 from sds.repeats import Repeats
 from sds.transport.accepting import accept_some, turn_away
 from sds.transport.turns import Turns
@@ -54,7 +55,7 @@ _NAMING: Final = frozenset({"connection_limit", "connection_rate", "other_pod"})
 """Reasons whose text names the owner (or the process and its user), so each has its own line."""
 _LINES_APART: Final = 16
 """The most lines of the log in an interval, because callers choose how many processes they are."""
-_OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_OUT_OF_DESCRIPTORS: Final = EXHAUSTED | {errno.ENOBUFS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

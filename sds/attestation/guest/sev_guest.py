@@ -26,6 +26,7 @@ from sds.attestation.guest.tsm import (
 from sds.attestation.snp.certificate_table import MAX_TABLE_BYTES
 from sds.attestation.snp.report import REPORT_BYTES
 from sds.errors import EvidenceError, EvidenceUnavailableError
+from sds.outside import EXHAUSTED
 
 if TYPE_CHECKING:
     from sds.attestation.evidence import Evidence, ReportData
@@ -45,10 +46,7 @@ _REPORT_OFFSET: Final = 32
 _FIRST_TABLE_BYTES: Final = 16 * 1024
 _VMM_INVALID_LENGTH: Final = 1
 _VMM_BUSY: Final = 2
-_PASSING: Final = frozenset(
-    {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
-    | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # too much is open now
-)
+_PASSING: Final = EXHAUSTED | {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
 
 
 class Ioctl(Protocol):

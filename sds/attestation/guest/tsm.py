@@ -22,6 +22,7 @@ from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.registry import KINDS, kind_module
 from sds.backoff import Backoff
 from sds.errors import EvidenceError, EvidenceUnavailableError
+from sds.outside import EXHAUSTED
 
 if TYPE_CHECKING:
     from sds.attestation.evidence import ReportData
@@ -29,11 +30,10 @@ if TYPE_CHECKING:
 
 TSM_REPORTS: Final = Path("/sys/kernel/config/tsm/report")
 _MAX_BLOB_BYTES: Final = 1024 * 1024
-# EBUSY and EAGAIN: another request is in flight; ETIMEDOUT and EIO: the host throttles; the last
-# three: this process or the system has too much open now.
+# EBUSY and EAGAIN: another request is in flight; ETIMEDOUT and EIO: the host throttles.
 _PASSING: Final = frozenset(
     {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EIO, errno.EWOULDBLOCK}
-    | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+    | EXHAUSTED
 )
 ATTEMPTS: Final = 8
 PAUSES: Final = Backoff(first=0.1, longest=4.0)

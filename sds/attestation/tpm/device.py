@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from sds.attestation.tpm.wire import TpmReader, sized
 from sds.errors import EvidenceError, EvidenceUnavailableError
+from sds.outside import EXHAUSTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,10 +45,7 @@ _RESUBMIT: Final = frozenset({0x908, 0x90A, 0x922})
 """YIELDED, TESTING, RETRY: the command was not started and must be sent again unchanged."""
 _RESUBMISSIONS: Final = 10
 _FIRST_PAUSE_SECONDS: Final = 0.005
-_PASSING_ERRORS: Final = frozenset(
-    {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
-    | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # too much is open now
-)
+_PASSING_ERRORS: Final = EXHAUSTED | {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
 
 
 class TpmTransport(Protocol):
