@@ -27,8 +27,8 @@ from bench.process_figures import Sample
 from sds.agent.authorizations import PolicyAuthorizations
 from sds.agent.peers import PolicyPeers
 from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, SecretSource
-from sds.bootstrap.render import to_dict
 from sds.identity import Identity, SpiffeId
 from sds.serving.calls import ECDS_SERVICE
 from sds.serving.limits import ServingLimits

@@ -1,7 +1,7 @@
 """Settings of the budgets of the owners of connections: the section ``budgets:``.
 
-Owns how :mod:`sds.transport.shares` is written in the agent's configuration. Invariant: without the
-section, the defaults are in force, which fit the agent's 256 MiB.
+Owns how :mod:`sds.transport.budget_sizes` is written in the agent's configuration. Invariant:
+without the section, the defaults are in force, which fit the agent's 256 MiB.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from sds.settings.fields import Count, Settings, Size
-from sds.transport.shares import RECOGNISED, STRANGERS, Share, Total
+from sds.transport.budget_sizes import RECOGNISED, STRANGERS, Share, Total
 
 _TOTAL: Final = Total()
 _Rate = Annotated[float, Field(gt=0)]

@@ -14,14 +14,10 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from sds.agent.budget_settings import BudgetsSection
 from sds.agent.node_settings import NodeSettings  # noqa: TC001  pydantic reads it at run time
+from sds.agent.rotation_settings import RotationSection
 from sds.agent.rules import DecidedRules
-from sds.agent.sections import (
-    ClientLimitsSection,
-    RotationSection,
-    SecretNamesSection,
-    SocketSection,
-    WorkloadSection,
-)
+from sds.agent.socket_settings import ClientLimitsSection, SocketSection
+from sds.agent.workload_settings import SecretNamesSection, WorkloadSection
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.authority.istio_settings import IstioSettings  # noqa: TC001  pydantic reads it at run time
 from sds.authority.registry import AUTHORITIES

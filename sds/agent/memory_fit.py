@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sds.serving.names import NameLimits
-    from sds.transport.shares import Share, Total
+    from sds.transport.budget_sizes import Share, Total
 
 _MIB: Final = 1024 * 1024
 _ITSELF: Final = 80 * _MIB

@@ -17,7 +17,7 @@ from sds.errors import WorkloadError
 from sds.operations.collector import collect_when_quiet
 from sds.transport.accepting import user_of
 from sds.transport.budget import Budgets
-from sds.transport.shares import STRANGERS
+from sds.transport.budget_sizes import STRANGERS
 from sds.workload.attestors import ATTESTORS
 from sds.workload.owner import owner_of
 from sds.workload.peer import Peer

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from sds.agent.config import AgentConfig
     from sds.agent.node_socket import NodeSocket
-    from sds.agent.sections import WorkloadSection
     from sds.agent.sockets import WorkloadListening
+    from sds.agent.workload_settings import WorkloadSection
     from sds.attestation.evidence import Verifier
     from sds.attestation.reference_values import ReferenceValues
     from sds.clock import Clock

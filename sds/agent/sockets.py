@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sds.agent.config import AgentConfig
     from sds.agent.owners import Owners
-    from sds.agent.sections import WorkloadSection
+    from sds.agent.workload_settings import WorkloadSection
     from sds.identity import Identity
     from sds.serving.health import SocketHealth
     from sds.serving.service import SecretService

@@ -1,6 +1,6 @@
 """Builds bootstraps from envoy-data-plane's types, which refuse a misspelt field.
 
-Owns the content of our bootstraps (:mod:`sds.bootstrap.render` has the reasons).
+Owns the content of our bootstraps (:mod:`sds.bootstrap.commented_yaml` has the reasons).
 Invariants: nothing secret is in a bootstrap, and each one made here is accepted by every Envoy
 version that we test. Importing envoy-data-plane takes a second: import this late.
 """

@@ -17,7 +17,7 @@ from sds.errors import ConfigurationError
 from sds.operations.http import HttpAnswer, HttpHandler, HttpRequest, listening
 from sds.operations.places import Patience
 from sds.supervision import supervised
-from sds.transport.shares import Share
+from sds.transport.budget_sizes import Share
 
 if TYPE_CHECKING:
     import asyncio

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Final
 
 from sds.ca.listening import peer_name
 from sds.ca.machine_shares import MachineShares
+from sds.ca.stranger_calls import StrangerCalls
 from sds.ca.strangers import Stage, Strangers, strangers_room
 from sds.ca.unproven import owner_of
-from sds.ca.visits import Visits
 from sds.transport.budget import Budgets
+from sds.transport.budget_sizes import Share, Total
 from sds.transport.connected_socket import ended_sending
 from sds.transport.events import ConnectionLimits
 from sds.transport.served import ServedConnection
 from sds.transport.server import Server, ServerLimits
-from sds.transport.shares import Share, Total
 from sds.transport.tls_socket import TlsEndpoints
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Connections:
             endpoints=self.endpoints,
         )
         # With those of the exchange, fewer streams than all strangers together may have.
-        self.server.gate = self._visits = Visits(2 * limits.unproven)
+        self.server.gate = self._stranger_calls = StrangerCalls(2 * limits.unproven)
 
     @property
     def proven(self) -> int:
@@ -178,7 +178,7 @@ class Connections:
         if not self._strangers.leave(caller):
             return  # it is proven already, or over
         self._end(self._proven.join(caller, machine, now=self._now()))
-        self._visits.spare(caller)
+        self._stranger_calls.spare(caller)
         if caller.served is not None:
             caller.served.recognise()
         self._make_room()

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.commented_yaml import to_dict, to_yaml
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, Protocol, SecretSource
-from sds.bootstrap.render import to_dict, to_yaml
 from sds.commands.options import output as output_option
 from sds.commands.options import written
 from sds.errors import ConfigurationError

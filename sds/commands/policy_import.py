@@ -16,8 +16,8 @@ from sds.errors import ConfigurationError
 from sds.files import is_taken
 from sds.policy.istio.conversion import convert
 from sds.policy.istio.manifests import read_manifests
-from sds.policy.source import parse_source
 from sds.policy.template import template
+from sds.policy.yaml_document import parse_source
 from sds.printable import printable
 
 if TYPE_CHECKING:

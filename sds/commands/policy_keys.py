@@ -34,8 +34,8 @@ from sds.policy.envelope import (
 )
 from sds.policy.keys import read_verification_key
 from sds.policy.signers import CommandSigner, TokenSigner, file_signer
-from sds.policy.source import parse_source, read_source
 from sds.policy.threshold import TrustedKeys
+from sds.policy.yaml_document import parse_source, read_source
 from sds.printable import printable
 from sds.settings import yamlfile
 

@@ -115,7 +115,7 @@ def bootstraps(
     connection), so that each request shows both certificates in use at that moment.
     """
     # Measured: a second to import, during which `sds demo` makes RSA keys in another thread.
-    from sds.bootstrap import build, render  # noqa: PLC0415
+    from sds.bootstrap import build, commented_yaml  # noqa: PLC0415
 
     client = build.make_bootstrap(
         node="demo-client",
@@ -143,7 +143,7 @@ def bootstraps(
             )
         ],
     )
-    return {"client": render.to_yaml(client), "server": render.to_yaml(server)}
+    return {"client": commented_yaml.to_yaml(client), "server": commented_yaml.to_yaml(server)}
 
 
 def command(envoy: Path, bootstrap: Path) -> list[str]:

@@ -26,7 +26,7 @@ from sds.faults import guarded, report
 from sds.operations.places import SHORT, ConnectionPlaces, Patience
 from sds.settings.listen import ListenAddress
 from sds.transport.budget import Budgets
-from sds.transport.shares import Share
+from sds.transport.budget_sizes import Share
 from sds.transport.turns import Turns
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from sds.errors import PolicyError
 from sds.policy.envelope import parse_envelope
-from sds.policy.source import parse_payload
 from sds.policy.threshold import TrustedKeys, check_signatures
 from sds.policy.trust import (
     Epoch,
@@ -21,6 +20,7 @@ from sds.policy.trust import (
     check_window,
     make_policy,
 )
+from sds.policy.yaml_document import parse_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable

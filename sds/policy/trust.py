@@ -44,8 +44,8 @@ from typing import TYPE_CHECKING, NewType
 from sds.errors import PolicyError, PolicyNotInForceError
 from sds.policy.decision import Decisions
 from sds.policy.envelope import SignedPolicy, parse_envelope
-from sds.policy.source import parse_payload
 from sds.policy.threshold import TrustedKeys, check_signatures
+from sds.policy.yaml_document import parse_payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,8 +24,9 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``calls``             the calls of one connection, opened, fed and ended
 ``handling``          a handler run for one call
 ``steps``             what runs for a call, in steps that its owner pays for
-``rate``, ``shares``  how often, and how much
+``rate``              how often
 ``budget``            what each owner of connections uses
+``budget_sizes``      how much each owner may use
 ``usage``             what each owner uses, in plain values for people and metrics
 ``owner_lines``       the log lines that an owner causes
 ``of_loop``           objects of which each event loop has one

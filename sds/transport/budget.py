@@ -20,8 +20,7 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from sds.errors import LimitError
-from sds.transport.rate import Allowance
-from sds.transport.shares import (
+from sds.transport.budget_sizes import (
     FEW_BYTES,
     FEW_STREAMS,
     RECOGNISED,
@@ -29,11 +28,12 @@ from sds.transport.shares import (
     Total,
     strangers_part,
 )
+from sds.transport.rate import Allowance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from sds.transport.shares import Share
+    from sds.transport.budget_sizes import Share
 
 _LOG: Final = logging.getLogger("sds.transport")
 SAID_SECONDS: Final = 10.0

@@ -197,9 +197,9 @@ async def test_calls_of_a_stranger_keep_no_agent_out(path: str, message: str) ->
         for _ in range(3):
             await still_serves(world, authority)
         await until(lambda: account.streams <= 16 + 8)
-        assert len(authority.connections._visits) <= 16
-    assert len(authority.connections._visits) == 0
-    assert not authority.connections._visits._of
+        assert len(authority.connections._stranger_calls) <= 16
+    assert len(authority.connections._stranger_calls) == 0
+    assert not authority.connections._stranger_calls._of
 
 
 async def test_an_agents_other_calls_stay_once_it_has_proven_itself() -> None:
@@ -213,18 +213,18 @@ async def test_an_agents_other_calls_stay_once_it_has_proven_itself() -> None:
         watch = agent.call(HEALTH)
         agent.http.send_data(watch, bytes(5))
         agent.flush()
-        await until(lambda: len(authority.connections._visits) == 1)
+        await until(lambda: len(authority.connections._stranger_calls) == 1)
         (served,) = authority.connections.server._connections
         authority.connections.prove(served.caller, "a machine")  # type: ignore[arg-type]
-        assert len(authority.connections._visits) == 0
+        assert len(authority.connections._stranger_calls) == 0
         async with raw_connection(authority.port) as stranger:
             await stranger.receive()
             for _ in range(50):
                 stranger.call(HEALTH)
-            await until(lambda: len(authority.connections._visits) == 4)
+            await until(lambda: len(authority.connections._stranger_calls) == 4)
         agent.call(HEALTH)
         await until(lambda: served._streams == 2)
-        await until(lambda: len(authority.connections._visits) == 0)
+        await until(lambda: len(authority.connections._stranger_calls) == 0)
 
 
 async def test_a_large_request_of_another_method_is_refused() -> None:

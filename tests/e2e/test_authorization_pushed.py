@@ -13,8 +13,8 @@ import pytest
 from sds.agent.authorizations import PolicyAuthorizations
 from sds.agent.peers import PolicyPeers
 from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, Protocol, SecretSource
-from sds.bootstrap.render import to_dict
 from sds.identity import Identity, SpiffeId
 from sds.serving.service import ServingOptions
 from tests.support.envoy import NEWEST, VERSIONS

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, Protocol, SecretSource
-from sds.bootstrap.render import to_dict
 from sds.demo.envoys import LOOPBACK, ReservedPort
 from sds.demo.traffic import client_certificate, server_certificate
 from sds.serving.observer import Event

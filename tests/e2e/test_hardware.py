@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
-from sds.bootstrap.render import to_dict
 from sds.pki import certificate_pem
 from tests.support import machines
 from tests.support.envoy import running_envoy

@@ -18,8 +18,8 @@ from sds.agent.snapshot import LivingParts, UnservedIdentities
 from sds.authority.istio import IstioAuthority
 from sds.authority.istio_settings import IstioSettings
 from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
-from sds.bootstrap.render import to_dict
 from sds.clock import SystemClock
 from sds.demo.envoys import LOOPBACK, ReservedPort
 from sds.demo.traffic import client_certificate, server_certificate

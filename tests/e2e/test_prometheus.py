@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
-from sds.bootstrap.render import to_dict
 from sds.demo.envoys import LOOPBACK, ReservedPort
 from sds.demo.node import simulated_node
 from tests.support import need

@@ -17,8 +17,8 @@ from google.protobuf.json_format import MessageToDict
 
 from sds.agent.peers import PolicyPeers
 from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
-from sds.bootstrap.render import to_dict
 from sds.identity import Identity, TrustDomain
 from sds.secrets.store import SecretStore
 from sds.serving.catalog import Aliases, Catalog

@@ -13,8 +13,8 @@ import pytest
 
 from sds.errors import ConfigurationError, PolicyError
 from sds.policy.envelope import SignedPolicy
-from sds.policy.source import parse_source
 from sds.policy.trust import verify
+from sds.policy.yaml_document import parse_source
 from sds.settings import yamlfile
 from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting, yaml_bytes
 

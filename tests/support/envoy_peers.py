@@ -15,8 +15,8 @@ from envoy.config.core.v3 import extension_pb2
 from google.protobuf.json_format import MessageToDict
 
 from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, SecretSource
-from sds.bootstrap.render import to_dict
 from sds.identity import SpiffeId
 from sds.policy.authorization import rules_for
 from sds.policy.authorized import Authorization

@@ -62,7 +62,7 @@ from sds.exchange.shape import check_shape
 from sds.identity import Identity, KeyType, SpiffeId
 from sds.pki import certificate_pem, certificates_from_pem, chain, der, keys, roots
 from sds.pki.pem import der_blocks, pem_blocks
-from sds.policy import source, succession
+from sds.policy import succession, yaml_document
 from sds.policy.envelope import SignedPolicy, parse_envelope
 from sds.policy.istio.conversion import convert
 from sds.policy.istio.manifests import parse_manifests
@@ -376,14 +376,14 @@ PARSERS: Final[list[Parser]] = [
         samples=_policies,
     ),
     Parser(
-        name="sds.policy.source:parse_payload",
-        parse=source.parse_payload,
+        name="sds.policy.yaml_document:parse_payload",
+        parse=yaml_document.parse_payload,
         samples=_policies,
         shapes=YAML,
     ),
     Parser(
-        name="sds.policy.source:parse_source",
-        parse=lambda raw: source.parse_source(raw, what="x"),
+        name="sds.policy.yaml_document:parse_source",
+        parse=lambda raw: yaml_document.parse_source(raw, what="x"),
         samples=_policies,
         shapes=YAML,
     ),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sds.agent.peers import PolicyPeers
 from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
-from sds.bootstrap.render import to_dict
 from sds.clock import SystemClock
 from sds.identity import Identity, SpiffeId
 from sds.policy.holder import PolicyHolder

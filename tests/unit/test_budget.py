@@ -11,8 +11,8 @@ import pytest
 
 from sds.errors import LimitError
 from sds.transport.budget import CONNECTION_BYTES, SAID_SECONDS, STREAM_BYTES, Budgets, Owner
+from sds.transport.budget_sizes import Share, Total
 from sds.transport.rate import Allowance
-from sds.transport.shares import Share, Total
 
 if TYPE_CHECKING:
     from collections.abc import Callable

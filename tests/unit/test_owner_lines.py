@@ -12,8 +12,8 @@ import pytest
 
 from sds.operations import logs
 from sds.transport.budget import Budgets
+from sds.transport.budget_sizes import Share
 from sds.transport.owner_lines import RUNS_FOR
-from sds.transport.shares import Share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from sds.errors import LimitError
 from sds.operations.metrics.owners import OwnersCollector
 from sds.serving.names import NameLimits
 from sds.transport.budget import CONNECTION_BYTES, Budgets
-from sds.transport.shares import RECOGNISED, STRANGERS, Share, Total
+from sds.transport.budget_sizes import RECOGNISED, STRANGERS, Share, Total
 from sds.transport.usage import LIMITS, largest
 from tests.unit.test_status_command import state, text
 

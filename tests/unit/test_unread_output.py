@@ -14,9 +14,9 @@ import pytest
 
 from sds.transport import unread
 from sds.transport.budget import Budgets
+from sds.transport.budget_sizes import Share
 from sds.transport.connected_socket import ConnectedSocket
 from sds.transport.server import Server
-from sds.transport.shares import Share
 from sds.transport.unread import UnreadOutput
 from sds.unix_sockets import listening
 from tests.support.raw_client import connected, message

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from sds.agent.sections import WorkloadSection
+    from sds.agent.workload_settings import WorkloadSection
 
 ALICE = Signatory("alice")
 WEB = "spiffe://example.org/web"

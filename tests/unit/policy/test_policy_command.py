@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner
 
 from sds import cli
-from sds.policy.source import parse_source
+from sds.policy.yaml_document import parse_source
 from tests.support.policies import Signatory, document, yaml_bytes
 from tests.support.published_schema import check_schema
 

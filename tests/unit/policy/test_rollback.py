@@ -15,8 +15,8 @@ from sds.identity import SpiffeId
 from sds.policy import trust
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
-from sds.policy.source import parse_payload
 from sds.policy.succession import PolicySuccession
+from sds.policy.yaml_document import parse_payload
 from tests.support.clock import FakeClock
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.refusals import refused

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sds.transport.call import Call
 
 
-class Visitor(Protocol):
+class CallingConnection(Protocol):
     """The connection of a call."""
 
     @property
@@ -37,7 +37,7 @@ class Visitor(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Visit:
+class _StrangerCall:
     """One call."""
 
     call: Call
@@ -51,7 +51,7 @@ class _Visit:
             self.call.task.cancel()
 
 
-class Visits:
+class StrangerCalls:
     """The calls; as :class:`sds.transport.handling.Admission`, it is asked before each call.
 
     Args:
@@ -59,8 +59,8 @@ class Visits:
     """
 
     def __init__(self, limit: int) -> None:
-        self._crowd: Crowd[_Visit] = Crowd(limit)
-        self._of: dict[Visitor, set[_Visit]] = {}
+        self._crowd: Crowd[_StrangerCall] = Crowd(limit)
+        self._of: dict[CallingConnection, set[_StrangerCall]] = {}
 
     def __len__(self) -> int:
         """Return how many calls there are."""
@@ -68,23 +68,23 @@ class Visits:
 
     async def __call__(self, call: Call, /) -> None:
         """Count a call, and end another one if there are too many."""
-        visitor: Visitor = call.caller()
-        if call.path == EXCHANGE or visitor.proven or call.task is None:
+        connection: CallingConnection = call.caller()
+        if call.path == EXCHANGE or connection.proven or call.task is None:
             return
-        visit = _Visit(call, visitor.owner)
-        self._crowd.join(visit)
-        self._of.setdefault(visitor, set()).add(visit)
-        call.task.add_done_callback(guarded("call", lambda _: self._over(visitor, visit)))
+        counted = _StrangerCall(call, connection.owner)
+        self._crowd.join(counted)
+        self._of.setdefault(connection, set()).add(counted)
+        call.task.add_done_callback(guarded("call", lambda _: self._over(connection, counted)))
 
-    def spare(self, visitor: Visitor) -> None:
+    def spare(self, connection: CallingConnection) -> None:
         """Let the calls of a connection stay, because evidence was accepted on it."""
-        for visit in self._of.pop(visitor, ()):
-            self._crowd.leave(visit)
+        for counted in self._of.pop(connection, ()):
+            self._crowd.leave(counted)
 
-    def _over(self, visitor: Visitor, visit: _Visit) -> None:
-        self._crowd.leave(visit)
-        visits = self._of.get(visitor)
-        if visits is not None:
-            visits.discard(visit)
-            if not visits:
-                del self._of[visitor]
+    def _over(self, connection: CallingConnection, counted: _StrangerCall) -> None:
+        self._crowd.leave(counted)
+        calls = self._of.get(connection)
+        if calls is not None:
+            calls.discard(counted)
+            if not calls:
+                del self._of[connection]
