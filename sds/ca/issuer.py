@@ -73,7 +73,8 @@ class Signer:
             (except that a self-signed issuing certificate is the root).
         root: the root in DER.
         not_before: the latest not-before of chain and root.
-        not_after: the earliest not-after of chain and root.
+        not_after: when it stops signing, and the end of what it signs: the earliest not-after of
+            chain and root, and no later than it was asked for.
         path_length: how many levels of CAs may be below it; None for any number.
         key_id: the SHA-256 of the issuing key's SubjectPublicKeyInfo.
         identifier: the authority key identifier of the certificates that it signs.

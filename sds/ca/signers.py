@@ -16,7 +16,7 @@ import functools
 import hashlib
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds import threads
@@ -297,7 +297,9 @@ class FromUpstream:
         )
         chain = tuple(der for der in outcome.chain if der != root)
         signer = make_signer(key=key, chain=chain, root=root, trust_domain=self.trust_domain)
-        return signer, issuance.roots
+        # One above that turned hostile may give years; no more counts than was asked for.
+        asked_until = self.clock.now().wall + self.lifetime
+        return replace(signer, not_after=min(signer.not_after, asked_until)), issuance.roots
 
 
 async def keep_signing(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sds.clock import Clock, Instant
     from sds.identity import TrustDomain
+    from sds.pki import VerifiedChain
     from sds.secrets.schedule import Lease
     from sds.secrets.store import SecretStore, Version
 
@@ -186,14 +187,17 @@ class RootRollover:
                 extra={"root": fingerprint, "stragglers": heapq.nsmallest(_NAMED, stragglers)},
             )
 
-    def served(self, fingerprint: str, not_after: datetime) -> None:
-        """Note that a leaf under this root is served and is valid until ``not_after``."""
-        self._ledger = self._ledger.served(fingerprint, not_after)
+    def served(self, leaf: VerifiedChain, *, asked_until: datetime) -> None:
+        """Note that a leaf is served; it keeps its root until its end, or the one asked for."""
+        self._ledger = self._ledger.served(leaf.root, min(leaf.not_after, asked_until))
 
     def prune(self, now: Instant, *, retention: timedelta) -> None:
         """Take those roots out of the bundle under which no leaf can be valid any more."""
         before = self._ledger
-        self._ledger = before.pruned(now, retention=retention)
+        if not before.roots:
+            return
+        in_use = {stored.svid.root for stored in self._store.svids().values()}
+        self._ledger = before.pruned(now, retention=retention, in_use=in_use)
         if self._ledger is before:
             return
         version = self._store.put_bundle(self._trust_domain, self._ledger.bundle)

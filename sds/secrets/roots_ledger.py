@@ -4,8 +4,8 @@ Owns the memory of roots: when the authority last vouched for each, and until wh
 can be valid. Invariants: there are at most :data:`~sds.pki.MAX_ROOTS` with :data:`MOST_BYTES`,
 whatever an authority names; a root that the authority vouches for is in the bundle before any leaf
 under it is served; a root that it no longer vouches for stays until no leaf under it can be valid,
-ours or another node's; an expired root leaves at once (nothing under it verifies), unless no root
-would be left.
+ours or another node's, if each lives no longer than it was asked for, and while a leaf under it is
+served; an expired root leaves at once (nothing under it verifies), unless no root would be left.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sds.errors import AuthorityAnswerError
 from sds.pki import MAX_ROOTS, read_root
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime, timedelta
 
     from sds.clock import Instant
@@ -39,7 +39,8 @@ class Root:
         not_after: the end of the root's own validity.
         vouched: when the authority last named it, in seconds of boot time: a wall clock that is
             ahead for a moment takes no root away, and leaves none behind.
-        leaves_until: the end of our last leaf under it; None if there was none yet.
+        leaves_until: the end of our last leaf under it, at most as it was asked for; None if there
+            was none yet. An authority that turned hostile may give leaves for years.
     """
 
     der: bytes = field(repr=False)
@@ -93,38 +94,40 @@ class Ledger:
         )
         return Ledger(roots=kept + new)
 
-    def served(self, fingerprint: str, not_after: datetime) -> Ledger:
-        """Note that a leaf under this root is served and is valid until ``not_after``."""
+    def served(self, fingerprint: str, until: datetime) -> Ledger:
+        """Note that a leaf under this root is served, which counts until then."""
         return Ledger(
             roots=tuple(
-                dataclasses.replace(
-                    root, leaves_until=max(root.leaves_until or not_after, not_after)
-                )
+                dataclasses.replace(root, leaves_until=max(root.leaves_until or until, until))
                 if root.fingerprint == fingerprint
                 else root
                 for root in self.roots
             )
         )
 
-    def pruned(self, now: Instant, *, retention: timedelta) -> Ledger:
+    def pruned(self, now: Instant, *, retention: timedelta, in_use: Collection[str] = ()) -> Ledger:
         """Return a ledger without the roots that are no longer needed.
 
         Args:
             now: the time.
             retention: how long a leaf that others got just before the authority stopped naming
                 its root may still live: the longest lifetime in the trust domain.
+            in_use: the fingerprints of the roots of the leaves that are served now.
         """
         if not self.roots:
             return self
         newest = max(root.vouched for root in self.roots)
-        kept = tuple(root for root in self.roots if _needed(root, newest, now, retention))
+        kept = tuple(
+            root
+            for root in self.roots
+            if root.not_after > now.wall
+            and (root.fingerprint in in_use or _needed(root, newest, now, retention))
+        )
         # An empty bundle would help nobody: the last roots stay until others come.
         return Ledger(roots=kept) if kept and len(kept) < len(self.roots) else self
 
 
 def _needed(root: Root, newest: float, now: Instant, retention: timedelta) -> bool:
-    if root.not_after <= now.wall:
-        return False
     # While the authority does not answer, its last answer counts: no root is known to have left.
     if root.vouched == newest or now.boottime < root.vouched + retention.total_seconds():
         return True

@@ -335,7 +335,7 @@ class Rotation:
         )
         if old is not None:
             self._retired.add(old.svid, self._clock.now())
-        self._roots.served(verified.root, verified.not_after)
+        self._roots.served(verified, asked_until=answer.received.wall + identity.lifetime)
         managed.state = schedule.received(managed.state, lease)
         managed.rotations += 1
         self._blocked.discard(identity)

@@ -14,12 +14,14 @@ import pytest
 from cryptography import x509
 
 from sds import errors
+from sds.authority.port import Issuance
 from sds.ca import operator_files
 from sds.ca.issuer import Signer, issue, make_signer, self_sign
 from sds.ca.operator_files import FromOperator
-from sds.ca.signers import SelfSigned, SigningState, follow_roots, keep_signing
+from sds.ca.signers import FromUpstream, SelfSigned, SigningState, follow_roots, keep_signing
+from sds.exchange.item import IssuedChain
 from sds.identity import KeyType, SpiffeId
-from sds.pki import certificate_der, certificate_pem, generate_private_key
+from sds.pki import certificate_der, certificate_pem, csr_public_key, generate_private_key
 from sds.policy.nodes import Permit, RequestedCertificate
 from tests.support.authority import TRUST_DOMAIN
 from tests.support.certificates import Wish, ca_wish, self_signed
@@ -27,8 +29,10 @@ from tests.support.clock import FakeClock
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
+
+    from sds.exchange.item import CertificateItem
 
 LIFE = 7200.0
 SETTLING = 300.0
@@ -554,3 +558,51 @@ async def test_roots_of_an_operator_that_are_missing_are_said(
     root = self_signed(ca_wish("offline")).der
     (tmp_path / "roots.pem").write_bytes(certificate_pem([root]))
     assert await source.roots() == (root,)
+
+
+class Generous:
+    """An authority above that certifies for longer than it is asked."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.root = self_sign(
+            key=generate_private_key(KeyType.EC_P256),
+            trust_domain=TRUST_DOMAIN,
+            lifetime=timedelta(days=3650),
+            path_length=1,
+            now=clock.now().wall,
+            backdate=timedelta(seconds=30),
+        )
+        self.clock = clock
+
+    async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
+        (item,) = items
+        certificate = issue(
+            self.root,
+            wanted=RequestedCertificate(
+                spiffe_id=item.identity.spiffe_id, lifetime=item.identity.lifetime, signing=True
+            ),
+            permit=Permit(lifetime=timedelta(days=3000), path_length=0),
+            public_key=csr_public_key(item.csr),
+            now=self.clock.now().wall,
+            backdate=timedelta(seconds=30),
+        )
+        chain = IssuedChain(chain=(certificate_der(certificate),))
+        return Issuance(outcomes=(chain,), roots=(self.root.root,))
+
+    async def roots(self) -> tuple[bytes, ...]:
+        return (self.root.root,)
+
+
+async def test_an_authority_s_certificate_counts_for_no_longer_than_it_was_asked_for() -> None:
+    """Or one above that turned hostile would decide for years what is signed here."""
+    clock = FakeClock()
+    source = FromUpstream(
+        trust_domain=TRUST_DOMAIN,
+        key_type=KeyType.EC_P256,
+        lifetime=timedelta(seconds=LIFE),
+        upstream=Generous(clock),
+        clock=clock,
+    )
+    signer, _ = await source.next_signer()
+    assert signer.certificate.not_valid_after_utc > clock.now().wall + timedelta(days=2999)
+    assert signer.not_after <= clock.now().wall + timedelta(seconds=LIFE)

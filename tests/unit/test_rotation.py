@@ -874,6 +874,33 @@ async def test_an_old_root_leaves_when_its_last_leaf_has_ended() -> None:
         assert bundle_of(w) == {new}
 
 
+async def test_a_leaf_for_years_keeps_its_root_no_longer_than_one_as_asked_for() -> None:
+    """Or an authority that turned hostile would be trusted for years after nobody asks it."""
+    async with world(WEB) as w:
+        await w.served()
+        w.authority.lifetime = timedelta(days=300)
+        await w.renewed()
+        new = w.authority.restart("second").der
+        w.authority.lifetime = None
+        await w.renewed()
+        await w.clock.advance(110)
+        assert bundle_of(w) == {new}
+
+
+async def test_a_leaf_that_is_served_for_longer_than_was_asked_for_keeps_its_root() -> None:
+    async with world(WEB, roots=True) as w:
+        await w.served()
+        w.authority.lifetime = timedelta(days=300)
+        await w.renewed()
+        serial = w.serial()
+        old, new = w.authority.root.der, w.authority.new_root("second").der
+        w.authority.bundle = [new]
+        w.authority.refused = {str(WEB.spiffe_id): "spiffe_id_not_allowed"}
+        await w.clock.advance(400)
+        assert w.serial() == serial
+        assert bundle_of(w) == {old, new}
+
+
 async def test_the_end_wipes_every_key() -> None:
     async with world(WEB) as w:
         await w.served()
