@@ -5,15 +5,17 @@ in ``docs/``. Invariants: the defaults refuse what weakens a guest (debugging, m
 that is not committed); an empty list requires nothing of its field.
 """
 
+# ruff: noqa: RUF012  pydantic copies the defaults of fields
+
 from __future__ import annotations
 
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, model_validator
+from pydantic import ConfigDict, Field, JsonValue, StrictBool, StrictInt, model_validator
 
 from sds.attestation.registry import KINDS
 from sds.attestation.snp.report import Product
-from sds.settings.fields import Given
+from sds.settings.fields import Written
 
 Hex48 = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
@@ -27,7 +29,7 @@ _SECTIONS: Final = {"sev-snp": "snp", "tdx": "tdx"}
 """The kinds that have a section of their own: under ``others``, nothing would read their values."""
 
 
-class _Model(BaseModel):
+class _Model(Written):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -90,7 +92,7 @@ class SnpReferenceValues(_Model):
 
     products: list[Product] = []
     minimum_tcb: dict[Product, MinimumTcb] = {}
-    minimum_firmware: Annotated[_Version | None, Given] = None
+    minimum_firmware: _Version | None = None
     permit_debug: StrictBool = False
     permit_migration_agent: StrictBool = False
     permit_provisional_firmware: StrictBool = False
@@ -107,7 +109,7 @@ class SnpReferenceValues(_Model):
     permit_unchecked_revocation: StrictBool = True
     permit_vlek: StrictBool = True
     permit_vcek: StrictBool | None = None
-    minimum_policy_abi: Annotated[_Abi | None, Given] = None
+    minimum_policy_abi: _Abi | None = None
     mitigations: Annotated[StrictInt, Field(ge=0, le=2**64 - 1)] = 0
     forbid_smt: StrictBool = False
     forbid_cxl: StrictBool = False

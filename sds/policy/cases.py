@@ -3,13 +3,15 @@
 Owns the form of a file of cases. Invariant: the code that enforces decides each case.
 """
 
+# ruff: noqa: RUF012  pydantic copies the defaults of fields
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from sds.attestation.evidence import Claims, EvidenceKind
 from sds.errors import IdentityError, RefusedError
@@ -18,10 +20,7 @@ from sds.policy.decision import Decisions
 from sds.policy.nodes import RequestedCertificate
 from sds.policy.normal_path import normalized_path
 from sds.policy.requests import Request
-from sds.settings.fields import (  # noqa: TC001  pydantic reads annotations at run time
-    Duration,
-    SpiffeIdField,
-)
+from sds.settings.fields import Duration, SpiffeIdField, Written
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 from sds.workload.mapping import SelectorType  # noqa: TC001  as above
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from sds.policy.document import PolicyDocument
 
 
-class _Model(BaseModel):
+class _Model(Written):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 

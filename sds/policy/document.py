@@ -22,7 +22,6 @@ from sds.policy.fields import Moment, Name, PolicyModel
 from sds.policy.keys import verification_key
 from sds.policy.ruleset import RuleSet, no_repeats
 from sds.policy.threshold import TrustedKeys
-from sds.settings.fields import Given
 from sds.workload.cri.settings import PodContents  # noqa: TC001  as above
 
 MAX_EPOCH: Final = 2**63 - 1
@@ -67,8 +66,8 @@ class RoleReferenceValues(PolicyModel):
             decides.
     """
 
-    agents: Annotated[ReferenceValues | None, Given] = None
-    authorities: Annotated[ReferenceValues | None, Given] = None
+    agents: ReferenceValues | None = None
+    authorities: ReferenceValues | None = None
 
     @model_validator(mode="after")
     def _usable(self) -> Self:

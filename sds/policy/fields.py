@@ -11,7 +11,6 @@ from typing import Annotated
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -29,10 +28,10 @@ from sds.policy.requests import (
 )
 from sds.rules.glob import Glob
 from sds.rules.pattern import format_dns_pattern
-from sds.settings.fields import SpiffePattern, text_field
+from sds.settings.fields import SpiffePattern, Written, text_field
 
 
-class PolicyModel(BaseModel):
+class PolicyModel(Written):
     """Base of every model in a policy document: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)

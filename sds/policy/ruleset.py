@@ -29,10 +29,9 @@ from sds.policy.fields import (
 from sds.policy.requests import RequestPattern
 from sds.rules.glob import Glob  # noqa: TC001  as above
 from sds.rules.pattern import format_spiffe_pattern
-from sds.settings.fields import (
+from sds.settings.fields import (  # noqa: TC001  as above
     DnsPattern,
     Duration,
-    Given,
     TrustDomainField,
 )
 from sds.workload.mapping import Matching, SelectorValue, WorkloadRule, check_trust_domain
@@ -57,7 +56,7 @@ class Grant(PolicyModel):
 
     spiffe_ids: Patterns
     dns_names: list[DnsPattern] = []
-    max_lifetime: Annotated[Duration | None, Given] = None
+    max_lifetime: Duration | None = None
     key_types: list[KeyType] = []
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StrictInt, model_validator
 
 from sds.errors import ConfigurationError
 from sds.files import is_folder
-from sds.settings.fields import PathField  # noqa: TC001  pydantic reads it at run time
+from sds.settings.fields import PathField, Written
 from sds.settings.paths import parse_path
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _key_place(text: str) -> str:
 KeyPlace = Annotated[str, AfterValidator(_key_place)]
 
 
-class PolicySettings(BaseModel):
+class PolicySettings(Written):
     """Where the signed policy is and who may sign it.
 
     Attributes:

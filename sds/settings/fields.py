@@ -19,7 +19,9 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    ValidationInfo,
     WithJsonSchema,
+    model_validator,
 )
 
 from sds.errors import SdsError
@@ -46,9 +48,34 @@ _SIZES: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})+", re.ASCII)
 _NUMBERS: Final = re.compile(r"[0-9.]+", re.ASCII)
 _MAX_DIGITS: Final = 12
+_NO_VALUE: Final = (
+    "expected a value, found nothing: write one, or leave the whole field out if that is meant"
+)
 
 
-class Settings(BaseModel):
+FROM_A_FILE: Final = object()
+"""The context in which a model is validated if a person wrote the values."""
+
+
+class Written(BaseModel):
+    """The base of every model that a person writes.
+
+    An optional field without a value is refused, because its entries may be commented out, or a
+    template left it empty: ``policy:`` would start an agent that no signed policy binds.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_values(cls, data: Any, info: ValidationInfo) -> Any:
+        if info.context is FROM_A_FILE and isinstance(data, dict) and None in data.values():
+            for name, field in cls.model_fields.items():
+                written = field.alias or name
+                if field.default is None and data.get(written, "") is None:
+                    raise ValueError(f"{written}: {_NO_VALUE}")
+        return data
+
+
+class Settings(Written):
     """The base of every model that a configuration file is read into."""
 
     model_config = ConfigDict(
@@ -99,15 +126,6 @@ def text_field(parse: Callable[[str], _Value], *made: type[_Value]) -> Callable[
     return validate
 
 
-def _given(value: Any) -> Any:
-    if value is None:
-        raise ValueError(
-            "expected a value: without one, less would be required than the line says; leave the "
-            "field out if that is meant"
-        )
-    return value
-
-
 def _certificate_name(text: str) -> str:
     name = parse_dns_name(text)
     if _NUMBERS.fullmatch(name):
@@ -126,9 +144,6 @@ def _size(value: Any) -> Any:
     return value
 
 
-Given = BeforeValidator(_given)
-"""Refuses a field that is written without a value, whose entries may be commented out. It is for
-fields that require less if they are left out."""
 MOST: Final = 2**31 - 1
 """The largest number that libraries in C accept (gRPC's options, descriptors)."""
 Count = Annotated[int, Field(ge=1, le=MOST)]

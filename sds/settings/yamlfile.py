@@ -27,6 +27,7 @@ from pydantic import BaseModel, ValidationError
 
 from sds.errors import ConfigurationError
 from sds.files import read_file
+from sds.settings.fields import FROM_A_FILE
 from sds.settings.shape import field_names, unknown_field, walk
 from sds.settings.syntax import lookalike, syntax_problem
 from sds.settings.words import problem_words
@@ -243,7 +244,7 @@ def validate(data: Any, model: type[M], *, what: str) -> M:
     if not isinstance(data, dict):
         raise ConfigurationError(f"{what} has no mapping of fields at its top")
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=FROM_A_FILE)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         said: dict[str, None] = {}

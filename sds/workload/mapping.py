@@ -22,7 +22,7 @@ from sds.identity import MAX_DNS_NAMES, Identity, KeyType, SpiffeId, parse_dns_n
 from sds.rules.glob import check_text_pattern, text_matches
 from sds.rules.pattern import parse_dns_pattern
 from sds.rules.template import check_result, check_template, fill, template_fields
-from sds.settings.fields import Duration, Given, Settings
+from sds.settings.fields import Duration, Settings
 from sds.workload.attestors import selector_types as selector_types_found
 from sds.workload.facts import LABEL_TYPE
 from sds.workload.service_dns_names import bounded_names
@@ -148,7 +148,7 @@ class WorkloadRule(Settings):
     dns_names: tuple[_NameTemplate, ...] = Field(
         default=(), description="Templates of DNS names in the certificate."
     )
-    service_dns_names: Annotated[tuple[_PatternTemplate, ...] | None, Given] = Field(
+    service_dns_names: tuple[_PatternTemplate, ...] | None = Field(
         default=None,
         description="Templates of patterns. The certificate gets each name of a Service that "
         "selects the caller's pod and matches one of them. If unset: on ordinary nodes "

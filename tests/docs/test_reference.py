@@ -39,7 +39,7 @@ TOGETHER = {
     ],
     "csi": [("attestors: [unix]", "attestors: [unix, kubernetes]")],
     "ahead": [("attestors: [unix]", "attestors: [unix, kubernetes]")],
-    "fetch": [("#collateral:", "collateral:"), ("products: []", "products: [genoa]")],
+    "fetch": [("#collateral: /", "collateral: /"), ("products: []", "products: [genoa]")],
 }
 """What a field needs besides: texts in the file, and what stands in their place then."""
 

@@ -4,6 +4,8 @@ Owns the model that the vTPM kinds and ``tpm`` share in ``reference_values.other
 required PCR that was not quoted is refused, never ignored.
 """
 
+# ruff: noqa: RUF012  pydantic copies the defaults of fields
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Self, TypeVar
@@ -22,7 +24,7 @@ from sds.attestation.exchange_key.events import check_exchange_key
 from sds.attestation.tpm.attest import PCRS
 from sds.attestation.tpm.register import ALGORITHM, LAST_PCR
 from sds.errors import EvidenceError
-from sds.settings.fields import Given
+from sds.settings.fields import FROM_A_FILE, Written
 
 if TYPE_CHECKING:
     from sds.attestation.checks import Checks
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 Digest = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})$")]
 
 
-class PcrValues(BaseModel):
+class PcrValues(Written):
     """What a quote must show.
 
     Attributes:
@@ -45,7 +47,7 @@ class PcrValues(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pcrs: dict[int, Annotated[list[Digest], Field(min_length=1)]] = {}
-    exchange_key_pcr: Annotated[Annotated[StrictInt, Field(ge=0, le=LAST_PCR)] | None, Given] = None
+    exchange_key_pcr: Annotated[StrictInt, Field(ge=0, le=LAST_PCR)] | None = None
 
     @model_validator(mode="after")
     def _another_pcr(self) -> Self:
@@ -73,7 +75,7 @@ def own_values(kind: str, model: type[_Values], values: ReferenceValues) -> _Val
         EvidenceError: the kind does not have such reference values.
     """
     try:
-        return model.model_validate(values.others.get(kind, {}))
+        return model.model_validate(values.others.get(kind, {}), context=FROM_A_FILE)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, ("others", kind, *first["loc"])))
