@@ -3,7 +3,8 @@
 Owns these books, and the sums that rotation asks for. Invariants: an answer of a client costs the
 same however many subscriptions there are, and so do rotation's questions while it waits for
 answers; at most :data:`MOST_VERSIONS` versions of a resource are remembered for a subscription,
-whether its client answers or not.
+whether its client answers or not; what the last answer does not contain is forgotten once the
+client has taken that answer.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 from sds.identity import Identity
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sds.secrets.store import ResourceKey, SubscriptionId, Version
 
 MOST_VERSIONS: Final = 5
@@ -61,9 +64,7 @@ class SubscriptionBooks:
     def close(self, subscription: SubscriptionId) -> None:
         """End the books of a subscription; what it was sent no longer counts."""
         for key, delivery in self._deliveries.pop(subscription, {}).items():
-            for key_id in delivery.keys.values():
-                self._release(key_id)
-            self._recount(key, delivery.acked, None)
+            self._let_go(key, delivery)
 
     def sent(
         self, subscription: SubscriptionId, key: ResourceKey, version: Version, key_id: str
@@ -103,6 +104,22 @@ class SubscriptionBooks:
             self._recount(key, before, version)
         return True
 
+    def keep_only(
+        self, subscription: SubscriptionId, parts: Collection[tuple[ResourceKey, Version]]
+    ) -> bool:
+        """Enter that the subscriber uses nothing but these; say if that is news.
+
+        Identities change while a stream lasts: each Service that begins to select a pod makes a new
+        one.
+        """
+        deliveries = self._deliveries[subscription]
+        if len(deliveries) <= len(parts):
+            return False
+        gone = deliveries.keys() - {key for key, _ in parts}
+        for key in gone:
+            self._let_go(key, deliveries.pop(key))
+        return bool(gone)
+
     def nacked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
         """Enter a NACK: the subscriber goes on using what it ACKed before."""
         delivery = self._deliveries[subscription].get(key)
@@ -130,6 +147,11 @@ class SubscriptionBooks:
         return frozenset(self._held)
 
     # --- inside ---------------------------------------------------------------------------------
+
+    def _let_go(self, key: ResourceKey, delivery: _Delivery) -> None:
+        for key_id in delivery.keys.values():
+            self._release(key_id)
+        self._recount(key, delivery.acked, None)
 
     def _release(self, key_id: str) -> None:
         if key_id:

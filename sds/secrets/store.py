@@ -24,7 +24,7 @@ from sds.identity import Identity, TrustDomain
 from sds.secrets.books import SubscriptionBooks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from datetime import datetime
 
     from sds.secrets.memory import SecretBytes
@@ -200,6 +200,13 @@ class SecretStore:
     def acked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
         """Note an ACK of this version: the subscriber has let go of every earlier version."""
         if self._books.acked(subscription, key, version):
+            self._wake()
+
+    def keep_only(
+        self, subscription: SubscriptionId, parts: Collection[tuple[ResourceKey, Version]]
+    ) -> None:
+        """Note that the subscriber, which took the last answer, uses nothing but these."""
+        if self._books.keep_only(subscription, parts):
             self._wake()
 
     def nacked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:

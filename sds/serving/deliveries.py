@@ -51,8 +51,9 @@ class Deliveries:
         self._observer = observer
         self._method = method
         self._labels = labels
-        self._subscriptions: SlimDict[str, tuple[SubscriptionId, int]] = SlimDict()
-        """For each name that was sent: its subscription, and the bytes that count for it."""
+        self._subscriptions: SlimDict[str, tuple[SubscriptionId, int, str]] = SlimDict()
+        """For each name that was sent: its subscription, the bytes that count for it, and the last
+        version."""
         self.held = 0
         """Bytes that the store uses for this stream, beyond the usual cost of each name."""
 
@@ -104,7 +105,7 @@ class Deliveries:
 
     def close_all(self) -> None:
         """Drop all entries, because the stream is over."""
-        for subscription, _ in self._subscriptions.values():
+        for subscription, _, _ in self._subscriptions.values():
             self._store.close_subscription(subscription)
         self._subscriptions.clear()
         self.held = 0
@@ -114,17 +115,25 @@ class Deliveries:
             return
         known = self._subscriptions.get(receipt.name)
         if known is None:
-            size = _PART_BYTES * max(0, len(receipt.parts) - _FEW_PARTS)
-            known = self._subscriptions[receipt.name] = (self._store.open_subscription(), size)
-            self.held += size
+            subscription = self._store.open_subscription()
+        else:
+            subscription, size, _ = known
+            self.held -= size
+        size = _PART_BYTES * max(0, len(receipt.parts) - _FEW_PARTS)
+        self.held += size
+        self._subscriptions[receipt.name] = (subscription, size, receipt.version)
         for key, version in receipt.parts:
-            self._store.sent(known[0], key, version)
+            self._store.sent(subscription, key, version)
 
     def _acked(self, receipt: Receipt) -> None:
         known = self._subscriptions.get(receipt.name)
-        if known is not None:
-            for key, version in receipt.parts:
-                self._store.acked(known[0], key, version)
+        if known is None:
+            return
+        subscription, _, last = known
+        for key, version in receipt.parts:
+            self._store.acked(subscription, key, version)
+        if receipt.version == last:
+            self._store.keep_only(subscription, receipt.parts)
 
     def _nacked(self, receipts: Iterable[Receipt], error: str) -> None:
         for receipt in receipts:
@@ -145,6 +154,6 @@ class Deliveries:
     def _close(self, name: str) -> None:
         known = self._subscriptions.take(name)
         if known is not None:
-            subscription, size = known
+            subscription, size, _ = known
             self.held -= size
             self._store.close_subscription(subscription)

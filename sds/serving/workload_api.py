@@ -195,6 +195,7 @@ class WorkloadApi:
                         # known.
                         self._store.sent(subscription, key, version)
                         self._store.acked(subscription, key, version)
+                    self._store.keep_only(subscription, sent)
                     continue  # something may have changed meanwhile
                 answer = None  # it has private keys, so nothing may keep it while this waits
                 await changed.wait()

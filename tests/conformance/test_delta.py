@@ -10,6 +10,7 @@ import pytest
 
 from sds.serving.observer import Event
 from sds.workload.entitlement import Caller
+from tests.support.front_door import until
 from tests.support.serving import API, OTHER, TD, WEB, root, serving, svid
 from tests.support.xds_client import SECRET, Delta, channel, secrets
 
@@ -270,6 +271,25 @@ async def test_an_alias_follows_the_callers_first_identity(tmp_path: Path) -> No
         response = await stream.next()
         assert set(secrets(response)) == {"default"}
         assert list(response.removed_resources) == [ID]
+
+
+async def test_the_key_of_an_identity_that_a_name_stood_for_is_let_go(tmp_path: Path) -> None:
+    """An identity changes with each Service that selects the pod, and streams live for months."""
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        at.store.put_svid(svid(API))
+        stream = Delta(connection)
+        await stream.ask("default")
+        await stream.ack(await stream.next())
+        old, new = at.store.svid(WEB), at.store.svid(API)
+        assert old is not None
+        assert new is not None
+        assert old.svid.key_id in at.store.held_keys()
+        at.entitlement.replace(Caller(name="web", selectors=frozenset(), identities=(API,)))
+        response = await stream.next()
+        assert old.svid.key_id in at.store.held_keys()  # until the client has taken the other one
+        await stream.ack(response)
+        await until(lambda: old.svid.key_id not in at.store.held_keys())
+        assert new.svid.key_id in at.store.held_keys()
 
 
 async def test_another_type_is_refused_with_what_is_served(tmp_path: Path) -> None:

@@ -458,6 +458,22 @@ async def test_recognition_that_changes_is_followed(tmp_path: Path) -> None:
         assert second["default"].tls_certificate == second[str(API.spiffe_id)].tls_certificate
 
 
+async def test_an_answer_that_is_refused_lets_no_key_go(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        at.store.put_svid(svid(API))
+        stream = Sotw(connection)
+        await stream.get("default")
+        old = at.store.svid(WEB)
+        assert old is not None
+        at.entitlement.replace(Caller(name="web", selectors=frozenset(), identities=(API,)))
+        await stream.nack(await stream.next(), "default", error="no")
+        await stream.silent()
+        assert old.svid.key_id in at.store.held_keys()
+        at.store.put_svid(svid(API))
+        await stream.ack(await stream.next(), "default")
+        await until(lambda: old.svid.key_id not in at.store.held_keys())
+
+
 async def test_recognition_that_ends_ends_the_streams(tmp_path: Path) -> None:
     async with serving(tmp_path) as at, channel(at.target) as connection:
         stream = Sotw(connection)

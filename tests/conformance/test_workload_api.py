@@ -223,6 +223,32 @@ async def test_a_workload_without_an_identity_is_refused_until_it_has_one(tmp_pa
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
+async def test_the_key_of_an_identity_that_a_caller_lost_is_let_go(tmp_path: Path) -> None:
+    signer, store = root(TRUST_DOMAIN), SecretStore()
+    old, new = (Identity(spiffe_id=SpiffeId(TRUST_DOMAIN, path)) for path in ("/old", "/new"))
+    caller = Caller(name="web", selectors=frozenset(), identities=(old,))
+    entitlement = Entitlement(caller)
+
+    async def whose(_: object) -> Entitlement:
+        return entitlement
+
+    store.put_bundle(TRUST_DOMAIN, [signer.der])
+    before, after = mint(signer, old), mint(signer, new)
+    store.put_svid(before)
+    store.put_svid(after)
+    api = WorkloadApi(store, whose, unsent=UnsentSecrets(store)).handler()
+    async with (
+        front_door(tmp_path, attestors=unix(), rules=rules(OURS), more=lambda _: (api,)) as door,
+        grpc.aio.insecure_channel(f"unix:{door.path}") as channel,
+    ):
+        stream = Served(door, store, channel).svids()
+        await stream.read()
+        await until(lambda: store.held_keys() == {before.key_id})
+        entitlement.replace(dataclasses.replace(caller, identities=(new,)))
+        await stream.read()
+        await until(lambda: store.held_keys() == {after.key_id})
+
+
 async def test_whoami_as_a_table_and_as_json(tmp_path: Path) -> None:
     async with served(tmp_path, rules(OURS)) as it:
         code, out, err = await output(sds("whoami", "--socket", it.door.path))

@@ -3,8 +3,11 @@ import random
 from datetime import UTC, datetime
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from sds.identity import Identity, SpiffeId, TrustDomain
+from sds.operations.metrics.families import AgentFamilies
+from sds.operations.metrics.store import MeteredStore
 from sds.secrets.books import MOST_VERSIONS, SubscriptionBooks
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import Change, ResourceKey, SecretStore, Svid, Version
@@ -13,10 +16,10 @@ TD = TrustDomain("example.org")
 IDENTITY = Identity(spiffe_id=SpiffeId(TD, "/a"))
 
 
-def svid(key_id: str) -> Svid:
+def svid(key_id: str, identity: Identity = IDENTITY) -> Svid:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     return Svid(
-        identity=IDENTITY,
+        identity=identity,
         chain=(b"leaf",),
         private_key=SecretBytes(b"key"),
         key_id=key_id,
@@ -143,6 +146,25 @@ def test_a_client_that_never_answers_is_remembered_within_a_bound() -> None:
     assert len(delivery.keys) == MOST_VERSIONS
 
 
+def test_what_a_name_stood_for_before_is_forgotten() -> None:
+    """Each Service that begins to select a pod makes a new identity; its streams stay."""
+    store = MeteredStore(AgentFamilies(CollectorRegistry()))
+    subscription = store.open_subscription()
+    bundle = store.put_bundle(TD, [b"a"])
+    store.sent(subscription, TD, bundle)
+    for number in range(100):
+        identity = Identity(spiffe_id=SpiffeId(TD, "/a"), dns_names=(f"s{number}.svc",))
+        version = store.put_svid(svid(f"k{number}", identity))
+        store.sent(subscription, identity, version)
+        store.acked(subscription, identity, version)
+        store.keep_only(subscription, [(identity, version)])
+        assert store.held_keys() == {f"k{number}"}
+    assert not store.stragglers(TD, bundle)
+    assert len(store._books._deliveries[subscription]) == 1
+    assert len(store._written[subscription]) == 1
+    assert not store._books._acks
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_sums_are_those_of_the_books(seed: int) -> None:
     draw = random.Random(seed)
@@ -163,6 +185,10 @@ def test_sums_are_those_of_the_books(seed: int) -> None:
                 store.sent(subscription, key, draw.choice(versions[-3:]))
             case "acked":
                 store.acked(subscription, key, draw.choice(versions[-3:]))
+                last = versions[-1]
+                parts: list[tuple[ResourceKey, Version]]
+                parts = draw.choice([[(key, last)], [(IDENTITY, last), (TD, last)]])
+                store.keep_only(subscription, parts)
             case "nacked":
                 store.nacked(subscription, key, draw.choice(versions[-3:]))
             case "closed" if draw.random() < 0.2:

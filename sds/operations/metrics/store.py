@@ -18,7 +18,7 @@ from sds.identity import Identity
 from sds.secrets.store import SecretStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
@@ -83,6 +83,15 @@ class MeteredStore(SecretStore):
         if written is not None and written[0] == version:
             self._families.acks.inc()
             self._families.ack_latency.observe(self._timer() - written[1])
+
+    def keep_only(
+        self, subscription: SubscriptionId, parts: Collection[tuple[ResourceKey, Version]]
+    ) -> None:
+        super().keep_only(subscription, parts)
+        written = self._written[subscription]
+        if len(written) > len(parts):
+            for key in written.keys() - {key for key, _ in parts}:
+                del written[key]
 
     def _note_change(self, change: Change) -> None:
         """Remember when each resource changed; the store calls it before any other listener."""
