@@ -166,15 +166,25 @@ def remove_at_end(path: Path, file: SocketFile | None) -> None:
 
 
 def open_to(path: Path, mode: int, *, group: str | None = None) -> None:
-    """Give a socket its group and mode.
+    """Give a socket its group and mode, and never a file to which a symbolic link leads.
+
+    Who can write to the directory may have put a link in the socket's place.
 
     Raises:
-        SocketError: this is not allowed.
+        SocketError: this is not allowed, or a link is there.
     """
+    number = -1 if group is None else group_number(group)
     try:
-        if group is not None:
-            os.chown(path, -1, group_number(group))
-        path.chmod(mode)
+        found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if stat.S_ISLNK(os.fstat(found).st_mode):
+                raise OSError(errno.ELOOP, "a symbolic link is in its place")
+            itself = f"/proc/self/fd/{found}"
+            if group is not None:
+                os.chown(itself, -1, number)
+            os.chmod(itself, mode)  # noqa: PTH101  a descriptor
+        finally:
+            os.close(found)
     except OSError as error:
         raise SocketError(f"permissions of {path} cannot be set: {error.strerror}") from error
 

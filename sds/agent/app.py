@@ -149,6 +149,8 @@ async def running_agent(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(claimed(config.run_dir))
         stack.push_async_callback(client.aclose)
+        guard = SocketGuard(clock=clock, keep=config.run_dir / "kept")
+        stack.callback(guard.close)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         # Certificates are requested while the sockets are opened.
         running = [
@@ -160,7 +162,7 @@ async def running_agent(
             running.append(group.create_task(supervised(name, run, clock=clock)))
         api = WorkloadApi(store, entitlement_of, unsent=service.unsent)
         sockets = await stack.enter_async_context(
-            _workload_sockets(config, granted, service, api, owners, drain=drain)
+            _workload_sockets(config, granted, service, api, owners, guard=guard, drain=drain)
         )
         node = build.node_socket(
             config,
@@ -170,6 +172,7 @@ async def running_agent(
             store=store,
             clock=clock,
             owners=owners,
+            guard=guard,
             policy=policy,
         )
         if policy is not None:
@@ -190,8 +193,6 @@ async def running_agent(
         )
         if node is not None:
             await stack.enter_async_context(node.open(grace_seconds=drain.left))
-        guard = SocketGuard(clock=clock, keep=config.run_dir / "kept")
-        stack.callback(guard.close)
         parts = LivingParts(
             trust_domain=config.trust_domain,
             started=clock.now(),
@@ -218,7 +219,9 @@ async def running_agent(
             errors=lambda: instruments.errors,
         )
         instruments.watch_agent(parts)
-        people = await stack.enter_async_context(_admin_socket(config, service, parts.state, drain))
+        people = await stack.enter_async_context(
+            _admin_socket(config, service, parts.state, drain, guard=guard)
+        )
         health = HealthReporter(
             store=store,
             people=people,
@@ -226,9 +229,6 @@ async def running_agent(
             readiness=parts.readiness,
             told=told,
         )
-        guard.add(people.path, *(one.listening.path for one in sockets))
-        if node is not None:
-            guard.add(config.node_socket)
         if policy is not None:
             stack.callback(policy.holder.listen(health.look_again))
         running += [
@@ -301,6 +301,7 @@ async def _workload_sockets(
     api: WorkloadApi,
     owners: Owners,
     *,
+    guard: SocketGuard,
     drain: DrainTime,
 ) -> AsyncIterator[tuple[WorkloadListening, ...]]:
     opened: list[WorkloadListening] = []
@@ -310,7 +311,11 @@ async def _workload_sockets(
     try:
         for workload in config.sockets_of_their_own:
             may = granted[workload.name]
-            opened.append(await listen_for(workload, config, service, api, owners, identities=may))
+            opened.append(
+                await listen_for(
+                    workload, config, service, api, owners, guard=guard, identities=may
+                )
+            )
             # Opening never waits, and a thousand take 0.2 s: let the authority be asked meanwhile.
             await asyncio.sleep(0)
         yield tuple(opened)
@@ -324,9 +329,11 @@ async def _admin_socket(
     service: SecretService,
     look: Callable[[], AgentState],
     drain: DrainTime,
+    *,
+    guard: SocketGuard,
 ) -> AsyncIterator[Listening]:
     more = ((admin.SERVICE, admin.handler(look)),)
-    listening = await listen_for_people(config.admin_socket, service, more)
+    listening = await listen_for_people(config.admin_socket, service, more, guard=guard)
     try:
         yield listening
     finally:

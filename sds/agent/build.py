@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sds.agent.node_socket import NodeSocket
     from sds.agent.owners import Owners
     from sds.agent.policy import AgentPolicy
+    from sds.agent.socket_guard import SocketGuard
     from sds.attestation.evidence import Verifier
     from sds.attestation.reference_values import ReferenceValues
     from sds.authority.attested import AuthoritySettings
@@ -288,6 +289,7 @@ def node_socket(
     store: SecretStore,
     clock: Clock,
     owners: Owners,
+    guard: SocketGuard,
     policy: AgentPolicy | None,
 ) -> NodeSocket | None:
     """Bind the node-wide socket; None if it is not configured.
@@ -308,6 +310,7 @@ def node_socket(
         store=store,
         clock=clock,
         budgets=owners.budgets,
+        guard=guard,
         listed=tuple if policy is None else policy.pods,
     )
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sds.agent.config import AgentConfig
     from sds.agent.node_settings import NodeSettings
+    from sds.agent.socket_guard import SocketGuard
     from sds.clock import Clock
     from sds.secrets.rotation import Rotation
     from sds.secrets.store import SecretStore
@@ -40,6 +41,7 @@ def make_node_socket(
     store: SecretStore,
     clock: Clock,
     budgets: Budgets,
+    guard: SocketGuard,
     listed: Callable[[], tuple[PodContents, ...]],
 ) -> NodeSocket:
     """Bind the node-wide socket; opening it accepts connections.
@@ -50,10 +52,12 @@ def make_node_socket(
     path = config.node_socket
     make_directory(config.run_dir, 0o711)  # others may pass through, but see no names
     make_directory(path.parent, 0o755)
+    with guard.making(path) as place:
+        listener = listening(place, EVERYBODY)
     return NodeSocket(
         settings,
         config.rules,
-        listener=listening(path, EVERYBODY),
+        listener=listener,
         rotation=rotation,
         store=store,
         server=lambda: _server(service, api, budgets),

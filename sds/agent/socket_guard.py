@@ -1,30 +1,42 @@
-"""Notices when a socket of ours is removed or replaced, and puts it back.
+"""Makes the sockets of the agent, notices when one is removed or replaced, and puts it back.
 
-Owns what each socket's path led to when we bound it, and a second name for it in a directory that
-only we can enter: a hard link, from which the first name is made again. Invariants: a path that no
-longer leads to our socket is reported within :data:`PERIOD_SECONDS` and put back at once; it stays
-reported for :data:`REMEMBERED_SECONDS` after that, so that the agent is not ready and an alert
-fires even if the socket was gone only for a moment; what has the second name counts only if it is
-our socket. Clients that connected meanwhile reached
-nothing, or another process.
+Owns each socket from its first moment: it is bound in a directory that only we can enter, and gets
+its second name, the public one, when it is finished. So whoever can write to the public directory
+can neither exchange a socket before we know which one is ours, nor make us change another file's
+mode. From the first name the second is made again. Invariants: a path that does not lead to our
+socket is reported within :data:`PERIOD_SECONDS` and put back at once, also if somebody else is
+there at the start; it stays reported for :data:`REMEMBERED_SECONDS` after that, so that the agent
+is not ready and an alert fires even if the socket was gone only for a moment; what has the first
+name counts only if it is our socket. Clients that connected meanwhile reached nothing, or another
+process.
+
+The run directory's lock is ours, so what is in the place of one of its sockets belongs to no other
+agent.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds.agent.directory import make_directory
 from sds.errors import SocketError
 from sds.outside import words_of
-from sds.unix_sockets import SocketFile, clear_directory, file_at, remove_at_end
+from sds.unix_sockets import (
+    SocketFile,
+    clear_directory,
+    clear_socket,
+    file_at,
+    remove_at_end,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from sds.clock import Clock
 
@@ -39,7 +51,7 @@ class _Guarded:
 
     Attributes:
         file: its device and inode.
-        kept: its second name; None if it cannot have one.
+        kept: its name in our own directory; None if it cannot have one.
         lost_at: when its path was last seen to lead elsewhere, in monotonic seconds.
     """
 
@@ -56,8 +68,8 @@ class SocketGuard:
 
         Args:
             clock: time.
-            keep: a directory for second names, on the file system of the sockets; it is made. With
-                None, nothing can be put back.
+            keep: a directory for the sockets' own names, in the mount of the public ones; it is
+                made. With None, nothing can be put back.
 
         Raises:
             SocketError: the directory cannot be made or emptied.
@@ -76,10 +88,23 @@ class SocketGuard:
                     advice="remove what is in it: only the agent puts something there",
                 ) from error
 
-    def add(self, *paths: Path) -> None:
-        """Watch these paths, where our sockets are bound now."""
-        for path in paths:
-            self._sockets[path] = _Guarded(file=file_at(path), kept=self._second_name(path))
+    @contextlib.contextmanager
+    def making(self, path: Path) -> Iterator[Path]:
+        """Yield where to bind a socket; after the block it is at ``path``, and is watched.
+
+        The directory of ``path`` must exist. Another process that is there is replaced, and
+        reported like one that came later.
+        """
+        kept = self._own_name(path)
+        yield path if kept is None else kept
+        guarded = _Guarded(file=file_at(path if kept is None else kept), kept=kept)
+        self._sockets[path] = guarded
+        if kept is not None:
+            self._place_first(path, kept, guarded)
+
+    def file(self, path: Path) -> SocketFile | None:
+        """Return which file our socket of this path is."""
+        return self._sockets[path].file
 
     def close(self) -> None:
         """Forget everything; the sockets' own paths stay."""
@@ -113,44 +138,105 @@ class SocketGuard:
             if self.look():
                 changed()
 
-    def _second_name(self, path: Path) -> Path | None:
+    def _own_name(self, path: Path) -> Path | None:
+        """Return a name in our own directory; None if a link cannot lead from there to ``path``."""
         if self._keep is None:
             return None
-        kept = self._keep / str(len(self._sockets))
         try:
-            os.link(path, kept, follow_symlinks=False)
-        except OSError as error:
-            _LOGGER.warning(
-                "the socket %s cannot be put back if somebody removes it: %s",
-                path,
-                error.strerror,
-                extra={"path": path, "why": error.strerror},
-            )
+            same = _mount_of(self._keep) == _mount_of(path.parent)
+        except (OSError, ValueError) as error:  # no /proc
+            _say_not_kept(path, words_of(error))
             return None
-        return kept
+        if not same:
+            _say_not_kept(path, "its directory is another mount")
+            return None
+        return self._keep / str(len(self._sockets))
+
+    def _place_first(self, path: Path, kept: Path, guarded: _Guarded) -> None:
+        """Give a socket its public name, whatever is there."""
+        found = why = ""
+        try:
+            clear_socket(path)
+        except SocketError as error:
+            found = error.message
+        try:
+            try:
+                _place(path, guarded)
+            except PermissionError as error:  # a file system without hard links (link(2))
+                kept.rename(path)
+                guarded.kept = None
+                _say_not_kept(path, error.strerror or str(error))
+        except OSError as error:
+            why = error.strerror or str(error)
+        if found or why:
+            guarded.lost_at = self._clock.now().monotonic
+            _say_lost(path, why, found=found, loud=True)
 
     def _put_back(self, path: Path, guarded: _Guarded, *, loud: bool) -> None:
-        why = "it has no second name"
-        if guarded.kept is not None and file_at(guarded.kept) != guarded.file:
-            why = "its second name is gone too"  # what has that name may be another agent's
-        elif guarded.kept is not None:
-            fresh = guarded.kept.with_suffix(".new")
-            try:
-                fresh.unlink(missing_ok=True)
-                os.link(guarded.kept, fresh, follow_symlinks=False)
-                clear_directory(path)
-                fresh.rename(path)  # in one step, so that there is always a socket
-                why = ""
-            except OSError as error:
-                why = error.strerror or str(error)
-                with contextlib.suppress(OSError):
-                    fresh.unlink()
-        if loud or why:
-            _LOGGER.log(
-                logging.ERROR if loud else logging.DEBUG,
-                "somebody removed or replaced the socket %s: %s; clients that connected meanwhile "
-                "did not reach this agent; find out who can write to its directory",
-                path,
-                f"it cannot be put back ({why})" if why else "it is put back",
-                extra={"path": path, "why": why, "reason": "socket_lost"},
-            )
+        try:
+            _place(path, guarded)
+        except OSError as error:
+            _say_lost(path, error.strerror or str(error), loud=loud)
+        else:
+            if loud:
+                _say_lost(path, "", loud=True)
+
+
+def _place(path: Path, guarded: _Guarded) -> None:
+    """Make the public name, in one step, so that there is always a socket.
+
+    Raises:
+        OSError: it cannot be made; ``strerror`` says why.
+    """
+    kept = guarded.kept
+    if kept is None:
+        raise FileNotFoundError(errno.ENOENT, "it has no second name")
+    if file_at(kept) != guarded.file:  # what has that name may be another agent's
+        raise FileNotFoundError(errno.ENOENT, "its second name is gone too")
+    fresh = kept.with_suffix(".new")
+    try:
+        fresh.unlink(missing_ok=True)
+        os.link(kept, fresh, follow_symlinks=False)
+        clear_directory(path)
+        fresh.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+
+
+def _say_lost(path: Path, why: str, *, loud: bool, found: str = "") -> None:
+    _LOGGER.log(
+        logging.ERROR if loud else logging.DEBUG,
+        "somebody removed or replaced the socket %s: %s; clients that connected meanwhile did not "
+        "reach this agent; find out who can write to its directory",
+        path,
+        f"it cannot be put back ({why})" if why else "it is put back",
+        extra={"path": path, "why": why or found, "reason": "socket_lost"},
+    )
+
+
+def _say_not_kept(path: Path, why: str) -> None:
+    _LOGGER.warning(
+        "the socket %s cannot be put back if somebody removes it: %s",
+        path,
+        why,
+        extra={"path": path, "why": why},
+    )
+
+
+def _mount_of(directory: Path) -> bytes:
+    """Return the number of a directory's mount: no link leads to another one (link(2), EXDEV).
+
+    Raises:
+        OSError, ValueError: the kernel does not say it.
+    """
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_bytes().split(b"\n")
+    finally:
+        os.close(descriptor)
+    for line in lines:
+        if line.startswith(b"mnt_id:"):
+            return line
+    raise ValueError("/proc/self/fdinfo has no mnt_id")

@@ -18,7 +18,7 @@ from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.health import HEALTH_SERVICE
 from sds.serving.server import AnyServer, add_health, add_reflection, make_server
 from sds.serving.workload_api import SERVICE as WORKLOAD_API_SERVICE
-from sds.unix_sockets import OURS_ALONE, SocketFile, file_at, listening, remove_at_end
+from sds.unix_sockets import OURS_ALONE, SocketFile, listening, remove_at_end
 from sds.workload import whoami
 from sds.workload.connected import OwnSocket, entitlement_of
 from sds.workload.entitlement import Caller, Entitlement, Selector
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sds.agent.config import AgentConfig
     from sds.agent.owners import Owners
+    from sds.agent.socket_guard import SocketGuard
     from sds.agent.workload_settings import WorkloadSection
     from sds.identity import Identity
     from sds.serving.health import SocketHealth
@@ -106,6 +107,7 @@ async def listen_for(
     api: WorkloadApi,
     owners: Owners,
     *,
+    guard: SocketGuard,
     identities: tuple[Identity, ...],
 ) -> WorkloadListening:
     """Open a workload's socket, in :attr:`AgentConfig.workloads_directory`, which exists.
@@ -116,6 +118,7 @@ async def listen_for(
         service: serves Envoys.
         api: serves other programs.
         owners: names the owners of connections, and has their budgets.
+        guard: makes the socket, and watches it.
         identities: what a process that opens it may have at first.
 
     Raises:
@@ -149,22 +152,28 @@ async def listen_for(
         server.add_generic_rpc_handlers((CalledBy(workload_handlers(service, api), caller),))
         add_reflection(server, WORKLOAD_SERVICES)
         health = add_health(server)
-        await listen_by_grpc(server, path, mode, group=group)
+        with guard.making(path) as place:
+            await listen_by_grpc(server, place, mode, group=group)
     else:
         server = make_server(service.options.limits, (), budgets=owners.budgets)
         server.before_first_call(prepare)
         health = add_health(server)
-        listener = listening(path, mode, group=group)
+        with guard.making(path) as place:
+            listener = listening(place, mode, group=group)
         await server.listen(listener, caller=caller, owner_of=owners.name)
     return WorkloadListening(
         workload=workload,
         entitlement=entitlement,
-        listening=Listening(path=path, file=file_at(path), server=server, health=health),
+        listening=Listening(path=path, file=guard.file(path), server=server, health=health),
     )
 
 
 async def listen_for_people(
-    path: Path, service: SecretService, more: tuple[tuple[str, grpc.GenericRpcHandler], ...]
+    path: Path,
+    service: SecretService,
+    more: tuple[tuple[str, grpc.GenericRpcHandler], ...],
+    *,
+    guard: SocketGuard,
 ) -> Listening:
     """Open the admin socket, which has budgets of its own and shares nothing with callers.
 
@@ -172,6 +181,7 @@ async def listen_for_people(
         path: the socket's path.
         service: the service whose clients CSDS shows.
         more: further services, by full name.
+        guard: makes the socket, and watches it.
 
     Raises:
         SocketError: it cannot be opened.
@@ -182,8 +192,10 @@ async def listen_for_people(
     )
     add_reflection(server, (*_ADMIN_SERVICES, *(name for name, _ in more)))
     health = add_health(server)
-    await server.listen(listening(path, OURS_ALONE))
-    return Listening(path=path, file=file_at(path), server=server, health=health)
+    with guard.making(path) as place:
+        listener = listening(place, OURS_ALONE)
+    await server.listen(listener)
+    return Listening(path=path, file=guard.file(path), server=server, health=health)
 
 
 async def close(listening: Listening, *, grace_seconds: float) -> None:

@@ -20,6 +20,7 @@ from sds._proto.spiffe.workload import workload_pb2
 from sds.agent.config import AgentConfig
 from sds.agent.directory import make_directory
 from sds.agent.owners import Owners
+from sds.agent.socket_guard import SocketGuard
 from sds.agent.sockets import close, listen_for
 from sds.cli import main
 from sds.clock import SystemClock
@@ -318,9 +319,9 @@ async def test_a_workloads_own_socket_serves_it_until_the_agent_drains(
     with contextlib.closing(SecretService(store, clock=SystemClock())) as service:
         served = WorkloadApi(store, entitlement_of, unsent=service.unsent)
         owners = Owners(config.node, config.budgets)
-        opened = await listen_for(
-            own, config, service, served, owners, identities=(own.identity(),)
-        )
+        guard = SocketGuard(clock=SystemClock(), keep=config.run_dir / "kept")
+        may = (own.identity(),)
+        opened = await listen_for(own, config, service, served, owners, guard=guard, identities=may)
         async with grpc.aio.insecure_channel(f"unix:{opened.path}") as channel:
             call: Any = channel.unary_stream(
                 "/SpiffeWorkloadAPI/FetchX509SVID",

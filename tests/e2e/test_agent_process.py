@@ -153,7 +153,9 @@ async def test_configured_modes(node: Node) -> None:
         assert node.admin.stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_killed_agents_sockets_are_replaced_and_a_strangers_are_not(node: Node) -> None:
+async def test_a_killed_agents_sockets_are_replaced_and_a_strangers_are_reported(
+    node: Node,
+) -> None:
     async with node.agent() as agent:
         first = await serial(node)
         await agent.kill()
@@ -166,8 +168,12 @@ async def test_a_killed_agents_sockets_are_replaced_and_a_strangers_are_not(node
         stranger.bind(str(node.socket("web")))
         stranger.listen()
         async with node.agent(ready=False) as agent:
-            assert await agent.wait() == 1
-        assert f"another process listens on {node.socket('web')}" in agent.text
+            await agent.line(f"another process listens on {node.socket('web')}")
+            async with channel(f"unix:{node.socket('web')}") as connection:
+                stream = Sotw(connection)
+                await stream.ask("default")
+                assert "default" in secrets(await stream.next())
+            assert not (await status(node))["ready"]
 
 
 async def test_a_workload_sees_nothing_of_another(node: Node) -> None:

@@ -148,6 +148,15 @@ def test_modes_are_exact_whatever_the_umask(folder: Path) -> None:
         os.umask(before)
 
 
+def test_no_other_file_gets_the_mode_of_a_socket(folder: Path) -> None:
+    """Who can write to the directory may put a link in its place, which root would follow."""
+    (folder / "precious").touch(mode=0o600)
+    (folder / "s").symlink_to("precious")
+    with pytest.raises(SocketError, match="a symbolic link is in its place"):
+        open_to(folder / "s", 0o666)
+    assert (folder / "precious").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_group_that_is_not_there(folder: Path) -> None:
     with pytest.raises(SocketError, match="there is no group 'nobody-knows-it'"):
         make_directory(folder / "d", 0o750, group="nobody-knows-it")

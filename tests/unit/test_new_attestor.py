@@ -12,6 +12,7 @@ from sds.agent.config import AgentConfig
 from sds.agent.node import make_node_socket
 from sds.agent.node_settings import NodeSettings
 from sds.agent.node_socket import NodeSocket
+from sds.agent.socket_guard import SocketGuard
 from sds.clock import SystemClock
 from sds.secrets.store import SecretStore
 from sds.transport.server import Server
@@ -100,6 +101,7 @@ async def test_attestors_have_a_directory_that_outlives_the_agent_and_the_policy
         store=unused,
         clock=SystemClock(),
         budgets=unused,
+        guard=SocketGuard(clock=SystemClock()),
         listed=lambda: listed,
     )
     with node._listener:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +22,7 @@ from sds.errors import SocketError
 from sds.operations.notify import readiness_notifier
 from sds.operations.readiness import Readiness, agent_readiness
 from sds.secrets.store import SecretStore
+from sds.unix_sockets import EVERYBODY, OURS_ALONE, file_at, listening
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support.clock import FakeClock
 from tests.support.serving import API, WEB, svid
@@ -69,12 +73,11 @@ async def test_a_socket_that_somebody_replaces_is_noticed_and_put_back(
 ) -> None:
     path = tmp_path / "s.sock"
     clock = FakeClock()
-    with socket.socket(socket.AF_UNIX) as ours:
-        ours.bind(str(path))
-        ours.listen()
+    guard = SocketGuard(clock=clock, keep=tmp_path / "keep")
+    with guard.making(path) as place:
+        made = listening(place, OURS_ALONE)
+    with made as ours:
         ours.settimeout(5)
-        guard = SocketGuard(clock=clock, keep=tmp_path / "keep")
-        guard.add(path)
         changes: list[tuple[str, ...]] = []
         running = asyncio.create_task(guard.run(lambda: changes.append(guard.lost)))
         await clock.advance(PERIOD_SECONDS)
@@ -113,9 +116,9 @@ async def test_what_another_agent_keeps_is_neither_put_back_nor_removed(tmp_path
         for _ in range(2):
             path.unlink(missing_ok=True)
             shutil.rmtree(keep, ignore_errors=True)
-            owned.enter_context(socket.socket(socket.AF_UNIX)).bind(str(path))
             guards.append(SocketGuard(clock=FakeClock(), keep=keep))
-            guards[-1].add(path)
+            with guards[-1].making(path) as place:
+                owned.enter_context(listening(place, OURS_ALONE))
         before, after = guards
         path.unlink()
         before.look()
@@ -125,15 +128,89 @@ async def test_what_another_agent_keeps_is_neither_put_back_nor_removed(tmp_path
         assert path.exists()
 
 
+@pytest.mark.parametrize("what", ["a listening socket", "a file", "a link", "a full directory"])
+async def test_what_is_in_a_sockets_place_at_the_start_is_replaced_and_reported(
+    tmp_path: Path, what: str
+) -> None:
+    """Whoever can write to the directory keeps no agent from starting, and is not trusted."""
+    path, elsewhere = tmp_path / "s.sock", tmp_path / "elsewhere"
+    elsewhere.touch(mode=0o600)
+    clock = FakeClock()
+    guard = SocketGuard(clock=clock, keep=tmp_path / "keep")
+    with contextlib.ExitStack() as owned:
+        if what == "a listening socket":
+            owned.enter_context(listening(path, OURS_ALONE))
+        elif what == "a file":
+            path.touch()
+        elif what == "a link":
+            path.symlink_to(elsewhere)
+        else:
+            (path / "file").mkdir(parents=True)
+        with guard.making(path) as place:
+            ours = owned.enter_context(listening(place, EVERYBODY))
+        assert guard.lost == (str(path),)
+        if what == "a full directory":
+            (path / "file").rmdir()
+            guard.look()
+        client = owned.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(str(path))
+        ours.settimeout(5)
+        ours.accept()[0].close()
+        assert elsewhere.stat().st_mode & 0o777 == 0o600
+        assert path.lstat().st_mode & 0o777 == EVERYBODY
+        await clock.advance(REMEMBERED_SECONDS)
+        assert guard.look()
+        assert not guard.lost
+
+
+def test_a_socket_has_no_public_name_before_it_is_finished(tmp_path: Path) -> None:
+    """Whoever can write to the directory could exchange it before we know which one is ours."""
+    path = tmp_path / "s.sock"
+    guard = SocketGuard(clock=FakeClock(), keep=tmp_path / "keep")
+    with guard.making(path) as place:
+        made = listening(place, EVERYBODY)
+        assert not path.exists()
+    with made:
+        assert file_at(path) == guard.file(path) == file_at(place)
+        assert not guard.lost
+
+
+@pytest.mark.parametrize("why", ["links", "another mount"])
+def test_a_socket_that_can_have_one_name_only_is_made_all_the_same(
+    tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, keep = tmp_path / "s.sock", tmp_path / "keep"
+    if why == "links":
+
+        def link(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
+    else:
+        keep = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        guard = SocketGuard(clock=FakeClock(), keep=keep)
+        with guard.making(path) as place:
+            made = listening(place, EVERYBODY)
+        with made, socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            assert "cannot be put back if somebody removes it" in caplog.text
+            assert not guard.lost
+            path.unlink()
+            assert guard.look()
+    finally:
+        shutil.rmtree(keep)
+
+
 async def test_where_a_socket_cannot_be_put_back_it_is_reported_all_the_same(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "s"
     clock = FakeClock()
-    with socket.socket(socket.AF_UNIX) as ours:
-        ours.bind(str(path))
-        guard = SocketGuard(clock=clock)
-        guard.add(path)
+    guard = SocketGuard(clock=clock)
+    with guard.making(path) as place:
+        made = listening(place, OURS_ALONE)
+    with made:
         path.unlink()
         assert guard.look()
         assert guard.lost == (str(path),)
