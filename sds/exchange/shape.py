@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from sds.attestation.exchange_key.events import MAX_EVENTS
 from sds.errors import RefusedError
 from sds.exchange.challenge import MAX_COVERED, MAX_ITEMS
+from sds.varint import read_varint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,8 +27,6 @@ MOST_PARTS: Final = 120_000
 """The most fields of a message and of those inside it. The largest request has 1,000 items with 100
 names each; items and names, each bounded by themselves, could be 1.6 million in 4 MiB."""
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_MORE: Final = 0x80
-_LONGEST_VARINT: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +72,10 @@ def check_shape(data: bytes, shape: Shape = REQUEST) -> None:
         RefusedError: ``request_malformed``: a field appears too often, there are too many, or this
             is not a message.
     """
-    _check(data, 0, len(data), shape, MOST_PARTS)
+    try:
+        _check(data, 0, len(data), shape, MOST_PARTS)
+    except ValueError as error:
+        raise _malformed(f"the message is not of sds.ca.v1: {error}") from None
 
 
 def _check(data: bytes, position: int, end: int, shape: Shape, left: int) -> int:
@@ -84,7 +86,7 @@ def _check(data: bytes, position: int, end: int, shape: Shape, left: int) -> int
         left -= 1
         if left < 0:
             raise _malformed(f"the message has more than {MOST_PARTS} fields in all")
-        tag, position = _varint(data, position, end)
+        tag, position = read_varint(data, position, end)
         number, kind = tag >> 3, tag & 7
         counted, most = number, repeated.get(number)
         if most is None:  # most fields are repeated ones
@@ -93,10 +95,10 @@ def _check(data: bytes, position: int, end: int, shape: Shape, left: int) -> int
         if seen[counted] > most:
             raise _malformed(f"the message has too many fields (field {number})")
         if kind == _LENGTH:
-            length, position = _varint(data, position, end)
+            length, position = read_varint(data, position, end)
             stop = position + length
             if stop > end:
-                raise _cut_off()
+                raise ValueError("it is cut off")
             inner = shape.inside.get(number)
             if inner is not None:
                 left = _check(data, position, stop, inner, left)
@@ -104,35 +106,16 @@ def _check(data: bytes, position: int, end: int, shape: Shape, left: int) -> int
         else:
             position = _past_number(data, position, end, kind)
     if position > end:
-        raise _cut_off()
+        raise ValueError("it is cut off")
     return left
 
 
 def _past_number(data: bytes, position: int, end: int, kind: int) -> int:
     if kind == _VARINT:
-        return _varint(data, position, end)[1]
+        return read_varint(data, position, end)[1]
     if kind in (_FIXED32, _FIXED64):
         return position + (4 if kind == _FIXED32 else 8)
     raise _malformed("the message has groups, which proto3 does not know")
-
-
-def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
-    if position < end and data[position] < _MORE:  # nearly all have one byte
-        return data[position], position + 1
-    value = 0
-    for index in range(_LONGEST_VARINT):
-        if position >= end:
-            raise _cut_off()
-        byte = data[position]
-        position += 1
-        value |= (byte & (_MORE - 1)) << (7 * index)
-        if byte < _MORE:
-            return value, position
-    raise _malformed("the message is not of sds.ca.v1: a number is too long")
-
-
-def _cut_off() -> RefusedError:
-    return _malformed("the message is not of sds.ca.v1: it is cut off")
 
 
 def _malformed(message: str) -> RefusedError:

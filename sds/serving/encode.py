@@ -18,7 +18,8 @@ from envoy.extensions.transport_sockets.tls.v3 import (
     tls_spiffe_validator_config_pb2,
 )
 
-from sds.serving.wire import length_delimited, varint
+from sds.serving.wire import length_delimited
+from sds.varint import write_varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -147,8 +148,8 @@ def _duration(span: timedelta) -> bytes:
     """Encode a ``google.protobuf.Duration`` of at least one millisecond."""
     milliseconds = max(1, span // timedelta(milliseconds=1))
     seconds, rest = divmod(milliseconds, 1000)
-    encoded = b"\x08" + varint(seconds) if seconds else b""
-    return encoded + (b"\x10" + varint(rest * 1_000_000) if rest else b"")
+    encoded = b"\x08" + write_varint(seconds) if seconds else b""
+    return encoded + (b"\x10" + write_varint(rest * 1_000_000) if rest else b"")
 
 
 def delta_heartbeat(

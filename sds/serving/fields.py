@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 from google.protobuf.message import DecodeError
 
 from sds.errors import LimitError, MalformedRequestError
+from sds.varint import read_varint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 BYTES: Final = 2
 """The wire type of texts, bytes and messages."""
 _VARINT, _FIXED64, _FIXED32 = 0, 1, 5
-CONTINUES: Final = 0x80
-_MAX_VARINT_BYTES: Final = 10
 _MAX_FIELD_NUMBER: Final = (1 << 29) - 1
 
 _M = TypeVar("_M", bound="Message")
@@ -63,39 +62,31 @@ def next_field(data: bytes, at: int, fields: Mapping[int, Field]) -> tuple[Field
         MalformedRequestError: there is no field, or it does not end within ``data``.
     """
     end = len(data)
-    tag, at = _varint(data, at)
-    number, kind = tag >> 3, tag & 7
-    if number == 0 or number > _MAX_FIELD_NUMBER:
-        raise MalformedRequestError(f"a field has number {number} at byte {at}")
-    field, value = None, at
-    if kind == BYTES:
-        length, value = _varint(data, at)
-        field = fields.get(number)
-        at = value + length
-        if field is not None and field.most < length <= end - value:
-            refuse_length(field, length)
-    elif kind == _VARINT:
-        _, at = _varint(data, at)
-    elif kind in (_FIXED64, _FIXED32):
-        at += 8 if kind == _FIXED64 else 4
-    else:
-        raise MalformedRequestError(f"field {number} has wire type {kind}")
+    try:
+        tag, at = read_varint(data, at, end)
+        number, kind = tag >> 3, tag & 7
+        if number == 0 or number > _MAX_FIELD_NUMBER:
+            raise MalformedRequestError(f"a field has number {number} at byte {at}")
+        field, value = None, at
+        if kind == BYTES:
+            length, value = read_varint(data, at, end)
+            field = fields.get(number)
+            at = value + length
+            if field is not None and field.most < length <= end - value:
+                refuse_length(field, length)
+        elif kind == _VARINT:
+            _, at = read_varint(data, at, end)
+        elif kind in (_FIXED64, _FIXED32):
+            at += 8 if kind == _FIXED64 else 4
+        else:
+            raise MalformedRequestError(f"field {number} has wire type {kind}")
+    except ValueError:
+        raise MalformedRequestError(
+            f"a number that starts at byte {at} does not end or is too large"
+        ) from None
     if at > end:
         raise MalformedRequestError(f"the message ends within field {number}")
     return field, value, at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the varint at ``at``, and where it ends."""
-    if at < len(data) and (value := data[at]) < CONTINUES:
-        return value, at + 1
-    value = 0
-    for index in range(at, min(len(data), at + _MAX_VARINT_BYTES)):
-        byte = data[index]
-        value |= (byte & 0x7F) << 7 * (index - at)
-        if byte < CONTINUES:
-            return value, index + 1
-    raise MalformedRequestError(f"a number that starts at byte {at} does not end or is too large")
 
 
 def refuse_length(field: Field, length: int) -> NoReturn:

@@ -22,10 +22,11 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from sds._proto.sds.serving.v1 import request_pb2
 from sds.errors import LimitError, MalformedRequestError
-from sds.serving.fields import BYTES, CONTINUES, Field, message, next_field, refuse_length
+from sds.serving.fields import BYTES, Field, message, next_field, refuse_length
 from sds.serving.node import NODE, node_info
 from sds.serving.slices import SLICE, Slices, at_once
 from sds.serving.subscription import DeltaRequest, SotwRequest
+from sds.varint import write_varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -186,19 +187,9 @@ def _delta(
     return ParsedDelta(request, _text(found.type_url, _TYPE_URL), node_info(source, node))
 
 
-def varint(value: int) -> bytes:
-    """Encode an unsigned number as a base-128 varint."""
-    out = bytearray()
-    while value >= CONTINUES:
-        out.append(value & 0x7F | CONTINUES)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def length_delimited(number: int, payload: bytes) -> bytes:
     """Encode field ``number`` of wire type 2 (string, bytes, message)."""
-    return varint(number << 3 | BYTES) + varint(len(payload)) + payload
+    return write_varint(number << 3 | BYTES) + write_varint(len(payload)) + payload
 
 
 # --- messages and texts -------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from sds.serving.wire import (
     length_delimited,
     parse_delta_request,
     parse_discovery_request,
-    varint,
 )
+from sds.varint import read_varint, write_varint
 from tests.support.fuzz_target import (
     MAX_NAMES,
     frames_of,
@@ -203,8 +203,20 @@ def test_the_words_of_an_error_are_clipped() -> None:
 def test_numbers_are_encoded_as_the_official_library_encodes_them(value: int) -> None:
     if value < 2**31:
         expected = status_pb2.Status(code=value).SerializeToString()[1:] or b"\x00"
-        assert varint(value) == expected
-    assert len(varint(value)) == max(1, -(-value.bit_length() // 7))
+        assert write_varint(value) == expected
+    encoded = write_varint(value)
+    assert len(encoded) == max(1, -(-value.bit_length() // 7))
+    assert read_varint(b"\xff" + encoded + b"\x01", 1, 1 + len(encoded)) == (
+        value,
+        1 + len(encoded),
+    )
+    with pytest.raises(ValueError, match="cut off"):
+        read_varint(encoded, 0, len(encoded) - 1)
+
+
+def test_a_number_without_an_end_is_read_for_ten_bytes_at_most() -> None:
+    with pytest.raises(ValueError, match="too long"):
+        read_varint(b"\xff" * 11, 0, 11)
 
 
 _EXTENSIONS = length_delimited(9, b"an extension" * 8) * 60

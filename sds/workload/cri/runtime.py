@@ -20,6 +20,7 @@ from sds.errors import WorkloadError
 from sds.files import socket_target
 from sds.outside import reading
 from sds.supervision import is_cancelled
+from sds.varint import read_varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +37,7 @@ _MOST_BYTES: Final = 16 << 20
 _MOST_LISTED: Final = 20_000
 """The most containers or sandboxes in one list; a node has a few hundred. An empty one has two
 bytes on the wire, and 16 MiB of them would become 1.5 GiB."""
-_MORE: Final = 0x80
 _LENGTH: Final = 2
-_LONGEST_NUMBER: Final = 10
 _OUTAGES: Final = frozenset(
     {
         grpc.StatusCode.CANCELLED,
@@ -261,30 +260,18 @@ def _require_few(data: bytes) -> None:
     """Count the parts of a list before anything is made of them.
 
     Raises:
-        ValueError: there are too many.
-        IndexError: it is cut off.
+        ValueError: there are too many, or it is cut off.
     """
-    position, found = 0, 0
-    while position < len(data):
+    position, found, end = 0, 0, len(data)
+    while position < end:
         found += 1
         if found > _MOST_LISTED:
             raise ValueError(f"it lists more than {_MOST_LISTED}")
-        tag, position = _number(data, position)
+        tag, position = read_varint(data, position, end)
         if tag & 7 != _LENGTH:
             raise ValueError("it is not a list")
-        length, position = _number(data, position)
+        length, position = read_varint(data, position, end)
         position += length
-
-
-def _number(data: bytes, position: int) -> tuple[int, int]:
-    """Read a varint (Protocol Buffers, "Encoding"), and return where it ends."""
-    value = 0
-    for index in range(_LONGEST_NUMBER):
-        byte = data[position + index]
-        value |= (byte & (_MORE - 1)) << (7 * index)
-        if byte < _MORE:
-            return value, position + index + 1
-    raise ValueError("a number in it is too long")
 
 
 def _container(data: bytes) -> DescribedContainer:
