@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 import grpc
 
 from sds._proto.sds.ca.v1 import ca_pb2
+from sds.ca.issuing_turns import IssuingTurns
 from sds.ca.machine_shares import MachineShares, machine_of
 from sds.ca.observe import TimedContext
 from sds.ca.registration import Accepted, AttestedPeer, RegistrationAuthority
@@ -42,10 +43,11 @@ _HELLO_LEASE: Final = 0.5
 _REQUEST_LEASE: Final = 3.0
 """Seconds for a stream's request while others wait; evidence may take a machine that long."""
 _ISSUING: Final = 4
-"""How many requests are decided and signed at once; the others wait in their order. With more, each
-would take longer, Hellos would wait for all of them, and a request of a caller that has gone would
-be begun before its end is noticed. A long request waits for a turn again after each
-:data:`sds.ca.registration.ITEMS_A_TURN` items, so that short ones need not wait for all of it."""
+"""How many requests are decided and signed at once; the others wait for their turns
+(:mod:`sds.ca.issuing_turns`). With more, each would take longer, Hellos would wait for all of them,
+and a request of a caller that has gone would be begun before its end is noticed. A long request
+waits for a turn again after each :data:`sds.ca.registration.ITEMS_A_TURN` items, so that short ones
+need not wait for all of it."""
 _UNPROVEN_MESSAGES: Final = 1_000
 """The most messages on a stream that has proven nothing; an agent sends two."""
 
@@ -116,7 +118,7 @@ class _Stream:
 
     ``timeout`` ends it while it has proven nothing. ``writing`` means that an answer is on its way,
     and ``waiting`` that the stream waits for the caller's next message. ``messages`` and
-    ``read_bytes`` count what it sent before it was ``proven``.
+    ``read_bytes`` count what it sent before evidence of a ``machine`` was accepted on it.
     """
 
     peer: AttestedPeer
@@ -129,7 +131,12 @@ class _Stream:
     waiting: bool = False
     messages: int = 0
     read_bytes: int = 0
-    proven: bool = False
+    machine: str = ""
+
+    @property
+    def proven(self) -> bool:
+        """Say whether evidence was accepted on it."""
+        return bool(self.machine)
 
     @property
     def lease(self) -> float:
@@ -162,7 +169,7 @@ class ExchangeService:
         self._limits = limits
         self._unproven: Crowd[_Stream] = Crowd(limits.unproven)
         self._proven: MachineShares[_Stream] = MachineShares(limits.streams, "streams")
-        self._issuing = asyncio.Semaphore(_ISSUING)
+        self._issuing = IssuingTurns(_ISSUING)
         self._turns = ReadingTurns(max(1, limits.unproven_bytes // limits.message_bytes))
         self._open: set[_Stream] = set()
         self._draining = False
@@ -295,7 +302,7 @@ class ExchangeService:
             case "certificates":
                 return await self._certificates(stream, request.certificates)
             case "attested_csr":
-                return self._attested_csr(stream, request.attested_csr)
+                return await self._attested_csr(stream, request.attested_csr)
         raise RefusedError(
             "the message has none of hello, certificates and attested_csr",
             reason="request_malformed",
@@ -331,27 +338,37 @@ class ExchangeService:
         self, stream: _Stream, request: ca_pb2.CertificateRequest
     ) -> ca_pb2.ExchangeResponse:
         self._registration.check_size(request)  # check 1
-        async with self._issuing:
-            # The end of a caller that has gone comes before its work.
-            await asyncio.sleep(0)
-            if stream.context.client_left():
-                raise CallEndedError("the caller has gone")
+        async with self._turn_to_issue(stream):
             self._spend_nonce(stream, request.nonce)
             accepted = self._registration.accept(request, stream.peer)
             self._prove(stream, accepted.claims)
             results = await self._registration.issue(accepted, done=0)
         while len(results) < len(accepted.items):
-            async with self._issuing:
+            async with self._turn_to_issue(stream):
                 results += await self._registration.issue(accepted, done=len(results))
         return self._answer(stream, accepted, results)
 
-    def _attested_csr(
+    async def _attested_csr(
         self, stream: _Stream, request: ca_pb2.AttestedCsr
     ) -> ca_pb2.ExchangeResponse:
-        self._spend_nonce(stream, request.nonce)
-        accepted, result = self._registration.issue_attested_csr(request, stream.peer)
-        self._prove(stream, accepted.claims)
+        async with self._turn_to_issue(stream):
+            self._spend_nonce(stream, request.nonce)
+            accepted, result = self._registration.issue_attested_csr(request, stream.peer)
+            self._prove(stream, accepted.claims)
         return self._answer(stream, accepted, [result])
+
+    @contextlib.asynccontextmanager
+    async def _turn_to_issue(self, stream: _Stream) -> AsyncIterator[None]:
+        """Wait for a turn to decide part of a request of this stream.
+
+        Raises:
+            CallEndedError: its caller has gone: that comes before its work.
+        """
+        async with self._issuing.turn(stream.machine, stream.owner):
+            await asyncio.sleep(0)
+            if stream.context.client_left():
+                raise CallEndedError("the caller has gone")
+            yield
 
     def _answer(
         self, stream: _Stream, accepted: Accepted, results: list[ca_pb2.ItemResult]
@@ -369,7 +386,7 @@ class ExchangeService:
         """Let stream and connection stay, because evidence was accepted."""
         machine = machine_of(claims, address=stream.owner)
         stream.context.caller().proved(machine)
-        stream.proven = True
+        stream.machine = machine
         if self._unproven.leave(stream):
             stream.timeout.reschedule(None)
             now = self._clock.now().monotonic

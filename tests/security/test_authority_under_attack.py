@@ -100,6 +100,29 @@ async def test_one_machine_with_every_stream_keeps_no_other_machine_out() -> Non
         await greedy[-1].ask(await request(nonce, items([WISH]), world.agent))
 
 
+async def test_one_machine_that_asks_on_many_connections_holds_up_no_other_machine() -> None:
+    world, other = World(), Machine(AGENT)
+    async with (
+        world.running(verifier=verifier_of(world.agent, other)) as authority,
+        world.client(authority.port, attester=other) as client,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        await client.issue(items([WISH]))
+        greedy = [await stack.enter_async_context(world.client(authority.port)) for _ in range(40)]
+        for one in greedy:
+            await one.issue(items([WISH]))
+        before = len(world.journal)
+        async with asyncio.TaskGroup() as group:
+            for one in greedy:
+                group.create_task(one.issue(items([WISH] * 128)))
+            await until(lambda: len(world.journal) > before + 500)
+            asked = len(world.journal)
+            await client.issue(items([WISH]))
+            served = len(world.journal) - asked
+    # One turn is 32 items. In the order in which they asked, it would be 1,280 or more.
+    assert served < 25 * 32
+
+
 async def test_one_machine_with_every_connection_keeps_no_other_machine_out() -> None:
     world, other = World(), Machine(AGENT)
     async with (
