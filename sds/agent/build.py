@@ -356,8 +356,7 @@ def warnings(config: AgentConfig, policy: AgentPolicy | None = None) -> tuple[st
 def _names_from_istio(config: AgentConfig) -> Iterator[str]:
     if config.authority.kind != "istio":
         return
-    node = config.node
-    services = node is not None and "kubernetes" in node.attestors and node.kubernetes.services
+    services = config.node is not None and config.node.asks_for_services
     refused = [
         one.name
         for one in config.workloads
@@ -373,8 +372,7 @@ def _names_from_istio(config: AgentConfig) -> Iterator[str]:
 
 def _names_of_services(config: AgentConfig) -> Iterator[str]:
     """Return what a guest does with names that the API server asserts (docs/kubernetes.md)."""
-    node = config.node
-    asked = node is not None and "kubernetes" in node.attestors and node.kubernetes.services
+    asked = config.node is not None and config.node.asks_for_services
     if not (asked and config.attestation.is_guest):
         return
     rules = [one for one in config.workloads if isinstance(one, WorkloadRule)]

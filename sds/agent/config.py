@@ -219,9 +219,10 @@ class AgentConfig(Settings):
             except IdentityError as error:
                 raise ValueError(f"{field}: {error}") from error
         self._check_copy()
-        self._check_verification()
+        self._check_authority()
         self._check_transport()
         self._check_rules()
+        self._check_sockets()
         own = sorted(one.name for one in self.sockets_of_their_own)
         for path in (
             self.admin_socket,
@@ -246,14 +247,31 @@ class AgentConfig(Settings):
         if self.policy_copy is not None and self.policy is None:
             raise ValueError("policy_copy: there is no policy to copy; write the section policy")
 
-    def _check_verification(self) -> None:
-        """Refuse what is demanded of evidence that the authority does not give."""
+    def _check_authority(self) -> None:
+        """Refuse evidence of us or of the authority if the authority neither takes nor gives any.
+
+        Whoever writes such a section means that somebody checks it.
+        """
+        if isinstance(self.authority, OwnAuthoritySection):
+            return
         kind = self.authority.kind
-        is_own = isinstance(self.authority, OwnAuthoritySection)
-        if self.verification != VerificationSection() and not is_own:
+        if self.verification != VerificationSection():
             raise ValueError(
                 f"verification: an authority of the kind {kind} gives no evidence, so nothing "
                 "reads this section: remove it"
+            )
+        if self.attestation != AttestationSection():
+            raise ValueError(
+                f"attestation: an authority of the kind {kind} takes no evidence, so none is "
+                "given: remove this section"
+            )
+
+    def _check_sockets(self) -> None:
+        """Refuse permissions of sockets that there are none of: no other socket has them."""
+        if self.sockets != SocketSection() and not self.sockets_of_their_own:
+            raise ValueError(
+                "sockets: no workload has a socket of its own, and others have fixed permissions "
+                "(everybody may open the node-wide socket, and rules decide): remove this section"
             )
 
     def _check_transport(self) -> None:
@@ -286,6 +304,11 @@ class AgentConfig(Settings):
                 check_trust_domain(rule.spiffe_id, self.trust_domain)
             except ValueError as error:
                 raise ValueError(f"workloads[{index}].{error}") from error
+            if rule.service_dns_names and not self.node.asks_for_services:
+                raise ValueError(
+                    f"workloads[{index}].service_dns_names: nobody is asked for Services: write "
+                    "dns_names, or use the attestor 'kubernetes' with node.kubernetes.services"
+                )
             for needed in sorted(selector_types([rule])):
                 if needed in found or any(
                     each.endswith(":") and needed.startswith(each) for each in found

@@ -149,9 +149,19 @@ class NodeSettings(Settings):
             raise ValueError("attestors: one is listed twice")
         return self
 
+    @property
+    def asks_for_services(self) -> bool:
+        """Say whether the API server is asked which Services select a pod."""
+        return "kubernetes" in self.attestors and self.kubernetes.services
+
     @model_validator(mode="after")
     def _nothing_idle(self) -> Self:
-        """Refuse blocks that were written and that nothing would read."""
+        """Refuse what was written and what nothing would read."""
+        written = self.largest_executable != type(self).model_fields["largest_executable"].default
+        if written and "unix" not in self.attestors:
+            raise ValueError(
+                "largest_executable: attestors does not name 'unix', which hashes them"
+            )
         for name in self.others:
             if name not in self.attestors:
                 raise ValueError(f"others: attestors does not name {name[:40]!r}")

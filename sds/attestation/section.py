@@ -46,6 +46,8 @@ _OF_KINDS: Final = {
     "api": _TOKEN,
 }
 """Field -> the kinds that it is for; a kind from elsewhere may use any."""
+_BESIDE: Final = {"certificate_cache": "certificate_server", "product": "certificate_server"}
+"""Field -> the field without which nothing reads it."""
 _OWN_KINDS: Final = frozenset[str]().union(*_OF_KINDS.values())
 
 
@@ -62,6 +64,12 @@ class ExchangeKeySection(Settings):
         description="vTPM kinds: the PCR instead, of `attestation.tpm_device`. Choose one that "
         "the boot chain leaves at zero.",
     )
+
+    @model_validator(mode="after")
+    def _one_register(self) -> Self:
+        if self.pcr is not None and self.runtime_register != RTMR3:
+            raise ValueError("give pcr or runtime_register, not both: one register has the key")
+        return self
 
 
 class AttestationSection(Settings):
@@ -145,6 +153,12 @@ class AttestationSection(Settings):
                 continue
             its = "kind is missing" if self.kind is None else f"kind is {self.kind}"
             raise ValueError(f"{name}: it is for the kinds {', '.join(sorted(kinds))}, and {its}")
+        if self.kind in {None, *_OWN_KINDS}:
+            for name, needed in _BESIDE.items():
+                if getattr(self, name) is not None and getattr(self, needed) is None:
+                    raise ValueError(f"{name}: it is for {needed}, which is missing")
+        if self.projected_token is not None and self.api != ServerSettings():
+            raise ValueError("api: projected_token is sent as it is, so nobody is asked for one")
         key = self.exchange_key
         # "auto" may become either; a verifier looks at no other register than its kind's.
         if key is not None and self.kind in _OF_KINDS["exchange_key"] - {"auto"}:
@@ -161,6 +175,10 @@ class AttestationSection(Settings):
 
 
 Url = Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")]
+
+
+_OF_INTEL: Final = ("authorities", "update", "tcb_evaluation_data_number", "pcs", "root_list")
+_OF_AMD: Final = ("kds",)
 
 
 class FetchSection(Settings):
@@ -202,6 +220,13 @@ class FetchSection(Settings):
             raise ValueError("name fmspcs, products, or both")
         if self.tcb_evaluation_data_number is not None and "update" in self.model_fields_set:
             raise ValueError("give update or tcb_evaluation_data_number, not both")
+        for names, others, needed in (
+            (_OF_INTEL, self.fmspcs, "Intel's collateral: it needs fmspcs"),
+            (_OF_AMD, self.products, "AMD's lists: it needs products"),
+        ):
+            for name in names if not others else ():
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: it is about {needed}")
         return self
 
 

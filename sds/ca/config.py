@@ -185,6 +185,8 @@ class IdentitySection(Settings):
     def _something(self) -> Self:
         if not self.spiffe_ids and self.signing is None:
             raise ValueError("give spiffe_ids, signing or both: this rule grants nothing")
+        if self.dns_names and not self.spiffe_ids:
+            raise ValueError("dns_names: they come with a SPIFFE ID: give spiffe_ids too")
         return self
 
     def group(self, number: int) -> NodeGroup:
@@ -389,6 +391,13 @@ class AuthorityConfig(Settings):
             raise ValueError(
                 "attestation.kind: a Kubernetes token is sent only over TLS that a configured root "
                 "vouches for: write signer.authority.tls with root and server_name"
+            )
+        if self.attestation.kind == "kubernetes-token" and not isinstance(
+            self.signer, UpstreamSection
+        ):
+            raise ValueError(
+                "attestation.kind: a Kubernetes token is evidence for an authority above this one "
+                "alone, and signer names none: remove attestation, or write signer.kind: upstream"
             )
         if self.policy is not None and self.identities:
             raise ValueError("give policy or identities, not both: one decides")

@@ -126,23 +126,28 @@ def overlaid(path: Path, *, descriptor: int, ark: Path, into: Path) -> tuple[Pat
     """Write a copy of a configuration with a simulated machine; return its path and the changes.
 
     Raises:
-        ConfigurationError: the file cannot be read or is not a mapping, or its copy cannot be
-            written.
+        ConfigurationError: the file cannot be read or is not a mapping, it has no evidence, or its
+            copy cannot be written.
     """
     given = yamlfile.parse(yamlfile.read(path), what=str(path))
     if not isinstance(given, dict):
         raise ConfigurationError(f"{path} has no mapping of fields at its top")
+    if not _knows_evidence(given):
+        raise ConfigurationError(
+            f"{path}: its authority neither takes nor gives evidence, so there is no machine to "
+            "simulate",
+            advice="start it without `sds simulate`",
+        )
     changes = [f"attestation: a simulated machine in place of {_kind(given)}"]
     given["attestation"] = {"kind": "simulated", "descriptor": descriptor}
     signer = given.get("signer")
-    sections = [given.setdefault("verification", {})] if _gives_evidence(given) else []
+    sections = [given.setdefault("verification", {})]
     if isinstance(signer, dict) and isinstance(signer.get("verification"), dict):
         sections.append(signer["verification"])
     for section in sections:
         if isinstance(section, dict):
             _trust(section, ark)
-    if sections:
-        changes.append(f"verification: the simulated root {ark} is trusted, and nothing is revoked")
+    changes.append(f"verification: the simulated root {ark} is trusted, and nothing is revoked")
     # Two configurations of the same name may be started at the same time.
     where = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:8]
     made = into / f"{path.stem}-{where}.simulated.yaml"
@@ -163,8 +168,8 @@ def separated(command: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _gives_evidence(given: dict[str, Any]) -> bool:
-    """Say whether evidence is verified: by an authority, or of our own kind of authority."""
+def _knows_evidence(given: dict[str, Any]) -> bool:
+    """Say whether this is an authority's file, or an agent's whose authority is our own."""
     authority = given.get("authority")
     return not isinstance(authority, dict) or authority.get("kind", "sds") == "sds"
 

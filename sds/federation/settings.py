@@ -56,8 +56,8 @@ class BundleSettings(Settings):
         spiffe = self.profile == "https_spiffe"
         if spiffe and (self.endpoint is None or self.endpoint_spiffe_id is None):
             raise ValueError("https_spiffe needs endpoint and endpoint_spiffe_id")
-        if spiffe and self.root is not None:
-            raise ValueError("root belongs to https_web")
+        if self.root is not None and (spiffe or self.endpoint is None):
+            raise ValueError("root belongs to https_web, and verifies an endpoint")
         if not spiffe and self.endpoint_spiffe_id is not None:
             raise ValueError("endpoint_spiffe_id belongs to https_spiffe")
         if not spiffe and self.endpoint is not None and self.file is not None:

@@ -21,17 +21,25 @@ if TYPE_CHECKING:
 DOCS = need.ROOT / "docs"
 FOLDER = DOCS / "reference"
 DAEMONS = ("agent", "ca")
-INSTEAD_OF = {"policy": "identities", "authority": "verification"}
-"""Fields of which a file may have one only: Istio's authority gives no evidence."""
+INSTEAD_OF = {"policy": ["identities"], "authority": ["verification", "attestation"]}
+"""Fields beside which a file has no others: Istio's authority gives and takes no evidence."""
 CLUSTER = [
     ("kind: auto", "kind: kubernetes-token"),
     ("  tls: attested", "  tls: {root: /root.pem, server_name: ca.example.org}"),
     ("attestors: [unix]", "attestors: [unix, kubernetes, cri]"),
+    ("  kind: self-signed", "  kind: upstream"),
+    (
+        "\n  path_length: 1",
+        "\n  authority: {addresses: ['a:1'], tls: {root: /root.pem, server_name: a.example.org}}",
+    ),
 ]
 TOGETHER = {
     "descriptor": [("kind: auto", "kind: simulated")],
     **dict.fromkeys(("projected_token", "url", "ca_file", "token_file", "server_name"), CLUSTER),
     **dict.fromkeys(("cgroup_root", "runtime_cgroup", "pods", "capabilities"), CLUSTER),
+    "certificate_cache": [("#certificate_server:", "certificate_server:")],
+    "product": [("#certificate_server:", "certificate_server:")],
+    "service_dns_names": CLUSTER,
     "certificate": [("#key:", "key:")],
     "key": [("#certificate:", "certificate:")],
     "policy_copy": [
@@ -183,8 +191,8 @@ def test_what_is_switched_off_in_the_complete_file_is_valid_too(which: str, mode
         part = [re.sub(r"^( *)#", r"\1", line) for line in lines[start:end]]
         name = part[0].strip().partition(":")[0]
         lines = without(lines, name, indent[0], start - 1)
-        if name in INSTEAD_OF:
-            lines = without(lines, INSTEAD_OF[name], indent[0], len(lines) - 1)
+        for other in INSTEAD_OF.get(name, []):
+            lines = without(lines, other, indent[0], len(lines) - 1)
         changed = "\n".join([*lines[:start], *part, *lines[end:]])
         for before, after in TOGETHER.get(name, []):
             changed = changed.replace(before, after)

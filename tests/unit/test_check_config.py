@@ -231,8 +231,8 @@ RULE = {"name": "pods", "match": {"k8s:ns": "a"}, "spiffe_id": "spiffe://example
         ),
         (
             "authority",
-            {"kind": "istio", "addresses": ["a"], "root": "{f}/none", "token": "{f}/empty"},
-            "authority.addresses[0]",
+            {"kind": "istio", "addresses": ["a:1"], "root": "{f}/none", "token": "{f}/empty"},
+            "attestation: an authority of the kind istio takes no evidence",
         ),
     ],
 )

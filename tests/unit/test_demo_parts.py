@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sds.agent.config import AgentConfig
 from sds.bootstrap.listeners import PEER_BODY, SERVER_CERTIFICATE_HEADER
 from sds.bootstrap.plan import Protocol
 from sds.demo import envoys, traffic
@@ -19,7 +18,6 @@ from sds.demo.dev import own_program, typed
 from sds.demo.simulation import configuration_of, manufacturer, overlaid, separated
 from sds.demo.traffic import client_certificate, server_certificate
 from sds.errors import ConfigurationError, RequestFailedError, SocketError
-from sds.settings import yamlfile
 from tests.support import bootstrap_rules
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -156,15 +154,13 @@ def test_two_configurations_of_one_name_are_two_simulated_ones(tmp_path: Path) -
     assert sorted(made.values()) == ["a.example", "b.example"]
 
 
-def test_nothing_is_demanded_of_an_authority_that_gives_no_evidence(tmp_path: Path) -> None:
+def test_no_machine_is_simulated_for_an_authority_that_takes_no_evidence(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     istio = {"kind": "istio", "addresses": ["istiod:15012"], "root": "/r.pem", "token": "/t"}
     given = {"trust_domain": "a.example", "run_dir": "/run/x", "authority": istio}
     file.write_text(yaml.safe_dump(given))
-    path, changes = overlaid(file, descriptor=3, ark=tmp_path / "ark.pem", into=tmp_path)
-    config = yamlfile.load_file(path, AgentConfig)
-    assert config.attestation.kind == "simulated"
-    assert len(changes) == 2
+    with pytest.raises(ConfigurationError, match="there is no machine to simulate"):
+        overlaid(file, descriptor=3, ark=tmp_path / "ark.pem", into=tmp_path)
 
 
 def test_a_manufacturer_that_was_made_in_part_is_made_again(

@@ -7,9 +7,9 @@ Kubernetes sets, and root and token from the pod's service account.
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sds.errors import ConfigurationError
 from sds.settings.fields import DnsNameField, PathField, ServerName, Settings
@@ -53,6 +53,16 @@ class ServerSettings(Settings):
         " warning.",
     )
 
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Self:
+        for field in ("ca_file", "server_name"):
+            if self.insecure_skip_verify and getattr(self, field) is not None:
+                raise ValueError(
+                    f"{field}: insecure_skip_verify is true, so nothing is verified by it: leave "
+                    "one of them out"
+                )
+        return self
+
 
 class KubernetesSettings(Settings):
     """The kubernetes attestor."""
@@ -82,6 +92,14 @@ class KubernetesSettings(Settings):
         "`service_dns_names` of rules, and in `kubernetes.dns_names` of the authority: what they "
         "are if unset has full names of `cluster.local` only.",
     )
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> Self:
+        for field in ("api", "cluster_domain"):
+            written = getattr(self, field) != type(self).model_fields[field].default
+            if written and not self.services:
+                raise ValueError(f"{field}: it is for names of Services, and services is false")
+        return self
 
 
 def kubelet_server(settings: ServerSettings, environment: Mapping[str, str]) -> KubernetesServer:
