@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.pki import PublicKey
 
-MAX_CSR_BYTES: Final = 16 * 1024
-"""The longest CSR of one item; with an RSA key of 4096 bits it has 1.3 KiB."""
+MAX_CSR_BYTES: Final = 32 * 1024
+"""The longest CSR of one item: agents write the names into it too, and the 100 longest ones have 25
+KiB. Of the names in it, nothing is parsed."""
 MAX_ATTESTED_CSR_BYTES: Final = 256 * 1024
 """The longest CSR that carries its own evidence."""
 _YIELD_EVERY: Final = 16

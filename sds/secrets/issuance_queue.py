@@ -1,12 +1,12 @@
 """Requests to the authority: many identities share one.
 
 Owns the queue in front of the authority. Invariants: identities that ask within a short window
-share one request and so one piece of evidence; a request for a first certificate overtakes early
-renewals that wait, and a request ahead of need waits until nobody else waits; keys are made off the
-event loop, fresh for every request; only what was verified against the key and the identity leaves
-this module; everybody who asks gets an answer, whatever the authority's client raises; a lane that
-ends starts again; after a request that the authority did not answer in time, one request at a time
-asks for everybody.
+share one request and so one piece of evidence, up to a number of items and bytes; a request for a
+first certificate overtakes early renewals that wait, and a request ahead of need waits until nobody
+else waits; keys are made off the event loop, fresh for every request; only what was verified
+against the key and the identity leaves this module; everybody who asks gets an answer, whatever the
+authority's client raises; a lane that ends starts again; after a request that the authority did not
+answer in time, one request at a time asks for everybody.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ if TYPE_CHECKING:
 
 MAX_ITEMS: Final = 1000
 """The most items in one request (``CertificateRequest.items``)."""
+_MOST_BYTES: Final = 2 * 1024 * 1024
+"""The most bytes of all items in one request, as they are estimated: authorities take messages of
+4 MiB by default, and evidence and a policy come along. Owners of Services choose how many names the
+pods of a node have, and a request that is too large is refused as a whole."""
+_ITEM_BYTES: Final = 2048
+"""The bytes of an item without its names: with an RSA key of 4096 bits, its CSR has 1.3 KiB."""
+_NAME_BYTES: Final = 8
 _AHEAD_ITEMS: Final = 32
 """The most items in one request ahead of need; a caller that comes meanwhile waits for no more."""
 _CHUNK: Final = 32
@@ -227,7 +234,7 @@ class IssuanceQueue:
                 await self._next(lane, most)
 
     async def _next(self, lane: _Lane, most: int) -> None:
-        batch = list(itertools.islice(lane.pending, most))
+        batch = _fitting(lane.pending, most)
         for request in batch:
             del lane.pending[request]
         if not lane.pending:
@@ -302,6 +309,24 @@ class IssuanceQueue:
                 f"the authority gave {len(issuance.outcomes)} answers to {len(items)} items"
             )
         return issuance
+
+
+def _fitting(pending: Iterable[_Request], most: int) -> list[_Request]:
+    """Return the first of those that wait, as many as fit into one request."""
+    batch: list[_Request] = []
+    size = 0
+    for request in itertools.islice(pending, most):
+        size += _estimated_bytes(request.identity)
+        if batch and size > _MOST_BYTES:
+            break
+        batch.append(request)
+    return batch
+
+
+def _estimated_bytes(identity: Identity) -> int:
+    """Return at least how many bytes an item has; each name is in the CSR and beside it."""
+    names = (str(identity.spiffe_id), *identity.dns_names)
+    return _ITEM_BYTES + 2 * sum(len(name) + _NAME_BYTES for name in names)
 
 
 def _prepare(batch: Sequence[_Request]) -> tuple[list[PrivateKey], list[CertificateItem]]:

@@ -21,7 +21,7 @@ from sds.ca.server import ExchangeLimits
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
 from sds.exchange.item import CertificateItem, IssuedChain
-from sds.identity import KeyType, SpiffeId
+from sds.identity import MAX_DNS_NAMES, KeyType, SpiffeId
 from sds.pki import PrivateKey, generate_private_key, verify_svid_chain
 from tests.support.authority import (
     TRUST_DOMAIN,
@@ -69,6 +69,15 @@ async def test_a_batch_and_then_renewals_on_one_stream() -> None:
     assert {record.reason for record in records} == {"issued"}
     assert len({record.serial for record in records}) == 120
     assert len({record.evidence for record in records}) == 3
+
+
+async def test_a_certificate_may_have_the_most_and_longest_names() -> None:
+    end = ".".join(["x" * 60] * 3) + "." + "x" * 60 + ".test"
+    names = tuple(f"s{number:03}.{end}" for number in range(MAX_DNS_NAMES))
+    assert {len(name) for name in names} == {253}
+    world, wanted = World(), [wish(identity(dns_names=names))]
+    async with world.running() as authority, world.client(authority.port) as client:
+        verify(wanted, await client.issue(items(wanted)))
 
 
 @pytest.mark.parametrize("key_type", [KeyType.EC_P384, KeyType.RSA_2048, KeyType.ED25519])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from sds import faults
 from sds.agent.node_socket import StoreKeeper
+from sds.ca.server import ExchangeLimits
 from sds.clock import Instant
 from sds.errors import (
     AuthorityRefusedError,
@@ -27,7 +28,7 @@ from sds.errors import (
     SdsError,
     SecretWipedError,
 )
-from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
+from sds.identity import MAX_DNS_NAMES, Identity, KeyType, SpiffeId, TrustDomain
 from sds.secrets.roots import settling_left
 from sds.secrets.roots_poll import pause_seconds
 from sds.secrets.rotation import Rotation
@@ -39,6 +40,7 @@ from sds.workload.recognition import Recogniser
 from tests.support.clock import FakeClock
 from tests.support.fake_authority import FakeAuthority, FakeAuthorityWithRoots
 from tests.support.front_door import rules
+from tests.support.raw_exchange import item_message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -187,6 +189,20 @@ async def test_an_authority_that_gives_years_is_asked_as_if_it_gave_what_was_ask
             start = w.clock.monotonic
             await w.renewed()
             assert 40 <= w.clock.monotonic - start <= 50.01
+
+
+async def test_identities_with_many_long_names_do_not_make_a_request_too_large() -> None:
+    """An authority refuses the whole of one that is, and with it everybody else's."""
+    names = tuple(f"s{number:03}." + ".".join(["x" * 60] * 4) for number in range(MAX_DNS_NAMES))
+    many = [identity(f"w{number}", dns_names=names) for number in range(90)]
+    async with world(WEB, *many) as w:
+        await w.clock.until(lambda: w.rotation.ready)
+        sizes = [
+            sum(item_message(item).ByteSize() for item in got) for _, got in w.authority.requests
+        ]
+    assert sum(sizes) > ExchangeLimits().message_bytes
+    assert max(sizes) < ExchangeLimits().message_bytes * 3 / 4  # evidence and a policy come along
+    assert len(sizes) == 3
 
 
 async def test_renewals_that_fall_due_together_share_a_request() -> None:
