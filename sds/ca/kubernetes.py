@@ -103,6 +103,11 @@ class KubernetesSection(Settings):
         default=timedelta(hours=1),
         description="The longest lifetime. A request for more is shortened to it.",
     )
+    authority_max_lifetime: Duration = Field(
+        default=timedelta(days=7),
+        description="The longest lifetime of the certificates of `authorities`. A request for more "
+        "is shortened to it.",
+    )
 
     def rules(self) -> TokenRules:
         """Return what a token must satisfy."""
@@ -151,7 +156,8 @@ class NodeRules:
         1. the pods were read once; 2. the pod that asks runs on the node that its token names;
         3. an authority's account may sign, and only it; 4. the SPIFFE ID is that of a pod on the
         node; 5. every DNS name matches a pattern of such a pod's namespace; 6. where a signed
-        policy decides, it grants this to the node too, and the shorter lifetime counts.
+        policy decides, it grants this to the node too, and the shorter lifetime counts. The
+        section bounds the lifetime of workloads and that of authorities.
 
         Raises:
             RefusedError: the reason says what is not allowed.
@@ -230,7 +236,8 @@ class NodeRules:
             raise RefusedError(
                 f"{wanted.spiffe_id} is not an authority's name", reason="signing_not_allowed"
             )
-        return Permit(lifetime=wanted.lifetime, path_length=0)
+        lifetime = min(wanted.lifetime, self.section.authority_max_lifetime)
+        return Permit(lifetime=lifetime, path_length=0)
 
     def _fill(self, template: str, namespace: str, account: str) -> str:
         values = {

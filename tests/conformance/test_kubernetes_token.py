@@ -189,6 +189,15 @@ def test_an_authoritys_account_may_sign_and_nothing_else() -> None:
     assert policy.decide(claims(), wish("", signing=True), now=NOW).path_length == 0
 
 
+def test_an_authoritys_certificate_ends_although_its_account_asks_for_a_century() -> None:
+    """A token proves an account and no code, and the pod behind it may be gone in an hour."""
+    wanted = replace(wish("", signing=True), lifetime=timedelta(days=36_500))
+    accounts: dict[str, Any] = {"authorities": ["attested-sds/agent"]}
+    assert rules(AGENT, **accounts).decide(claims(), wanted, now=NOW).lifetime == timedelta(days=7)
+    longer = rules(AGENT, authority_max_lifetime="30d", **accounts)
+    assert longer.decide(claims(), wanted, now=NOW).lifetime == timedelta(days=30)
+
+
 class Granting:
     """A signed policy that grants five minutes, and P-384 only."""
 
