@@ -7,7 +7,6 @@ never does less than its line says.
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -15,6 +14,7 @@ from click.core import ParameterSource
 
 from sds.errors import IdentityError
 from sds.identity import SpiffeId
+from sds.rules.moment import parse_moment
 from sds.settings.paths import waits_for_a_shell
 
 if TYPE_CHECKING:
@@ -47,18 +47,10 @@ class Moment(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse it."""
-        if isinstance(value, datetime):
-            return value
         try:
-            return _utc(datetime.fromisoformat(value))
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is not like 2026-01-31T12:00:00Z", param, ctx)
-
-
-def _utc(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        raise ValueError("it has no offset")
-    return moment.astimezone(UTC)
+            return parse_moment(value)
+        except ValueError as error:
+            self.fail(f"{error}; found {value!r}", param, ctx)
 
 
 class SpiffeIdType(click.ParamType):  # type: ignore[type-arg]  # as above

@@ -5,12 +5,10 @@ Invariant: a valid value is parsed, so no code behind the model parses text agai
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import (
-    AfterValidator,
-    AwareDatetime,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -27,6 +25,8 @@ from sds.policy.requests import (
     parse_path_pattern,
 )
 from sds.rules.glob import Glob
+from sds.rules.moment import SCHEMA as MOMENT_SCHEMA
+from sds.rules.moment import parse_moment
 from sds.rules.pattern import format_dns_pattern
 from sds.settings.fields import SpiffePattern, Written, text_field
 
@@ -35,14 +35,6 @@ class PolicyModel(Written):
     """Base of every model in a policy document: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-def _utc(moment: datetime) -> datetime:
-    try:
-        return moment.astimezone(UTC)
-    except OverflowError:
-        # These are the first or last hours of the calendar in another zone.
-        raise ValueError("this moment is outside of the years 1 to 9999 in UTC") from None
 
 
 def _listed(value: object) -> object:
@@ -74,7 +66,7 @@ HostPattern = Annotated[
     WithJsonSchema({"type": "string", "description": "DNS name, with stars as in dns_names"}),
 ]
 Port = Annotated[StrictInt, Field(ge=1, le=65535)]
-Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
+Moment = Annotated[datetime, PlainValidator(parse_moment), WithJsonSchema(dict(MOMENT_SCHEMA))]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,252}$")]
 Measurement = Annotated[str, Field(pattern=r"^([0-9a-f]{96}|[0-9a-f]{64})$")]
 Patterns = Annotated[

@@ -18,12 +18,16 @@ _PATTERNS: Final[dict[str, str]] = {
     r"^https?://[^\s?#]+$": "an http:// or https:// URL without a query",
     "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$": "a name of at most 63 letters, digits, '.', '_' or '-' "
     "that begins with a letter or a digit",
+    "^[A-Za-z0-9][A-Za-z0-9._-]{0,252}$": "a name of at most 253 letters, digits, '.', '_' or '-' "
+    "that begins with a letter or a digit",
+    r"^https://[^\s]+$": "an https:// URL",
     "^/": "an absolute path",
     "^/.": "an absolute path below /",
     "^/.*[^/]$": "an absolute path without a slash at its end",
     "^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$": "at most 63 lower-case letters, digits, '-' and '.', "
     "with a letter or a digit at both ends",
     "^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$": "namespace/name of a service account",
+    "^(?:[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})$": "64, 96 or 128 lower-case hexadecimal digits",
     "^[0-9a-fA-F]{12}$": "12 hexadecimal digits",
     "^[!-~]+$": "visible ASCII characters without a space",
     "^sha256:[0-9a-f]{64}$": "sha256: and 64 lower-case hexadecimal digits",
@@ -65,6 +69,11 @@ def expected_words(pattern: str) -> str | None:
     return _PATTERNS.get(pattern)
 
 
+def own_words(problem: dict[str, Any]) -> str:
+    """Return the text of one of pydantic's errors; if a rule of ours raised it, its text alone."""
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
 def problem_words(problem: dict[str, Any]) -> str:
     """Translate one of pydantic's errors: say what was expected and what was found.
 
@@ -74,7 +83,7 @@ def problem_words(problem: dict[str, Any]) -> str:
     kind, value = problem["type"], problem["input"]
     context = problem.get("ctx", {})
     if kind == "value_error":
-        said = str(problem["msg"]).removeprefix("Value error, ")
+        said = own_words(problem)
         # A rule about a whole block or list names the fault in it; a rule about a value does not.
         whole = isinstance(value, dict | list) and not said.startswith("expected ")
         return said if whole else f"{said}, found {shown(value)}"

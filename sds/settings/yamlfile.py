@@ -30,7 +30,7 @@ from sds.files import read_file
 from sds.settings.fields import FROM_A_FILE
 from sds.settings.shape import field_names, unknown_field, walk
 from sds.settings.syntax import lookalike, syntax_problem
-from sds.settings.words import problem_words
+from sds.settings.words import own_words, problem_words
 
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
 MAX_VALUES: Final = 3_000_000
@@ -280,7 +280,7 @@ def _problem(model: type[BaseModel], problem: dict[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{path}: missing"
     if not path:
-        return str(problem["msg"]).removeprefix("Value error, ")
+        return own_words(problem)
     words = problem_words(problem)
     # The text of a rule about a whole block may begin with the field that it is about.
     if words.partition(": ")[0] in field_names(here):

@@ -15,7 +15,6 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictInt,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -23,8 +22,9 @@ from pydantic import (
 from sds.attestation.exchange_key.events import check_exchange_key
 from sds.attestation.tpm.attest import PCRS
 from sds.attestation.tpm.register import ALGORITHM, LAST_PCR
-from sds.errors import EvidenceError
-from sds.settings.fields import FROM_A_FILE, Written
+from sds.errors import ConfigurationError, EvidenceError
+from sds.settings import yamlfile
+from sds.settings.fields import Written
 
 if TYPE_CHECKING:
     from sds.attestation.checks import Checks
@@ -74,14 +74,12 @@ def own_values(kind: str, model: type[_Values], values: ReferenceValues) -> _Val
     Raises:
         EvidenceError: the kind does not have such reference values.
     """
+    what = f"reference_values.others.{kind}"
     try:
-        return model.model_validate(values.others.get(kind, {}), context=FROM_A_FILE)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("others", kind, *first["loc"])))
+        return yamlfile.validate(values.others.get(kind, {}), model, what=what)
+    except ConfigurationError as error:
         raise EvidenceError(
-            f"reference_values.{where}: {first['msg'].removeprefix('Value error, ')}",
-            advice="docs/attestation.md lists what may be demanded of each kind",
+            error.message, advice="docs/attestation.md lists what may be demanded of each kind"
         ) from error
 
 

@@ -142,9 +142,9 @@ def test_values_that_cannot_be_used_never_give_way_to_earlier_ones(
 @pytest.mark.parametrize(
     ("kind", "values", "match"),
     [
-        ("tpm", {"pcr": {}}, r"others\.tpm\.pcr"),
-        ("azure-snp-vtpm", {"pcrs": {"4": ["zz"]}}, r"others\.azure-snp-vtpm\.pcrs\.4"),
-        ("azure-tdx-vtpm", {"exchange_key_pcr": 16}, r"others\.azure-tdx-vtpm\.exchange_key_pcr"),
+        ("tpm", {"pcr": {}}, r"others\.tpm: pcr"),
+        ("azure-snp-vtpm", {"pcrs": {"4": ["zz"]}}, r"others\.azure-snp-vtpm: pcrs\.4"),
+        ("azure-tdx-vtpm", {"exchange_key_pcr": 16}, r"others\.azure-tdx-vtpm: exchange_key_pcr"),
     ],
 )
 def test_a_policy_with_values_that_cannot_be_used_is_refused(
