@@ -70,9 +70,9 @@ WORKLOAD: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "connection_rate": Reason(
-        "More connections arrive than the agent can handle, and this process or user opens more "
-        "than its part (a process 128 at once and 20 a second). Keep connections open, or find out "
-        "who opens so many. gRPC clients connect again by themselves.",
+        "More connections arrive than the agent can handle, and this process, pod or user opens "
+        "more than its part (a process 128 at once and 20 a second). Keep connections open, or "
+        "find out who opens so many. gRPC clients connect again by themselves.",
         retriable=True,
     ),
     "cri_unavailable": Reason(

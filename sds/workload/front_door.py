@@ -33,7 +33,7 @@ from sds.transport.turns import Turns
 from sds.transport.unread import keep_little
 from sds.trickle import Trickle
 from sds.workload.connection_rate import ConnectionRates
-from sds.workload.owner import owner_of, owner_of_pod
+from sds.workload.owner import owner_of, owner_of_pod, pod_of
 from sds.workload.peer import Peer, credentials
 from sds.workload.recognition import Recognition
 
@@ -250,7 +250,7 @@ class FrontDoor:
         """Admit one connection; ``owned`` or the connection's task closes what it owns."""
         accepted.settimeout(0)
         try:
-            self._count(accepted)
+            self._count(accepted, pod_uid)
             connection = self._admit(accepted, owned, pod_uid)
         except WorkloadError as error:
             self._refused(error.reason, error)
@@ -266,15 +266,19 @@ class FrontDoor:
         kept = owned.pop_all()
         connection.task.add_done_callback(guarded("connection", lambda _: kept.close()))
 
-    def _count(self, accepted: socket.socket) -> None:
-        """Turn away callers that connect too often, before anything is found out about them.
+    def _count(self, accepted: socket.socket, pod_uid: str | None) -> None:
+        """Turn away callers that connect too often, before anything else is found out about them.
 
         Raises:
             WorkloadError: ``connection_rate``.
         """
         pid, uid, _ = credentials(accepted)
         now = asyncio.get_running_loop().time()
-        self._rates.count(pid, uid, now, crowded=now < self._crowded_until)
+
+        def pod() -> str:
+            return pod_of(pid, self._roots) if pod_uid is None else owner_of_pod(pod_uid)
+
+        self._rates.count(pid, uid, now, crowded=now < self._crowded_until, pod=pod)
 
     def _admit(
         self, accepted: socket.socket, owned: contextlib.ExitStack, pod_uid: str | None
@@ -378,7 +382,7 @@ class FrontDoor:
         """Give a caller that a rule matches its own budget, also for connecting."""
         served.recognise()
         keep_as_usual()
-        self._rates.recognise(connection.peer.uid)
+        self._rates.recognise(connection.owner)
 
     def _forget(self, connection: _Connection) -> None:
         """Forget a connection that is over, perhaps before it began, or that makes room."""

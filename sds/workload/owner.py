@@ -9,7 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from sds.errors import CgroupError
-from sds.workload.proc import read_cgroup
+from sds.workload.proc import read_cgroup, read_cgroup_of
 
 if TYPE_CHECKING:
     from sds.workload.cgroup import PodRoots
@@ -32,6 +32,19 @@ def owner_of(peer: Peer, roots: PodRoots | None) -> str:
             if pod is not None:
                 return owner_of_pod(pod.pod_uid)
     return peer.owner
+
+
+def pod_of(pid: int, roots: PodRoots | None) -> str:
+    """Return the name of a process's pod as an owner; the empty string if it is in none.
+
+    It also does so where nobody can tell, so it decides about nothing but limits.
+    """
+    if roots is not None:
+        with contextlib.suppress(CgroupError, OSError):
+            pod = roots.find(read_cgroup_of(pid))
+            if pod is not None:
+                return owner_of_pod(pod.pod_uid)
+    return ""
 
 
 def owner_of_pod(pod_uid: str) -> str:

@@ -12,13 +12,14 @@ from tests.support.refusals import refused
 
 
 def admitted(
-    rates: ConnectionRates, callers: list[tuple[int, int]], *, seconds: float = 1.0
+    rates: ConnectionRates, callers: list[tuple[int, int]], *, pod: str = "", seconds: float = 1.0
 ) -> int:
     """How many of these (pid, uid), spread over the time, come in while it is crowded."""
     count = 0
     for number, (pid, uid) in enumerate(callers):
         with contextlib.suppress(WorkloadError):
-            rates.count(pid, uid, 100 + seconds * number / len(callers), crowded=True)
+            now = 100 + seconds * number / len(callers)
+            rates.count(pid, uid, now, crowded=True, pod=lambda: pod)
             count += 1
     return count
 
@@ -51,9 +52,49 @@ def test_a_user_that_was_recognised_shares_nothing_with_strangers(
 ) -> None:
     """However many processes and users the strangers come as."""
     rates = ConnectionRates()
-    rates.recognise(1001)
+    rates.recognise("uid 1001")
     assert admitted(rates, attackers) < 1_400
     assert admitted(rates, [(1, 1001)] * 100) == 100
+
+
+@pytest.mark.parametrize("recognised", [True, False])
+def test_a_pod_shares_no_account_with_another_of_the_same_user(recognised: bool) -> None:  # noqa: FBT001
+    """All pods of one image have one user, and its processes may be many."""
+    rates = ConnectionRates()
+    if recognised:
+        rates.recognise("pod a")
+        rates.recognise("pod b")
+    of_a = admitted(rates, [(number, 1337) for number in range(20_000)], pod="pod a")
+    assert of_a < (1_300 if recognised else 400)
+    assert admitted(rates, [(-1, 1337)] * 100, pod="pod b") == 100
+    with refused("connection_rate", match="by pod a"):
+        for number in range(100):
+            rates.count(-number, 1337, 101, crowded=True, pod=lambda: "pod a")
+
+
+def test_users_outside_pods_leave_room_for_pods_that_no_rule_recognises_yet() -> None:
+    rates = ConnectionRates()
+    admitted(rates, [(number, 100_000 + number) for number in range(20_000)])
+    with refused("connection_rate", match="users that no rule recognises"):
+        for number in range(100):
+            rates.count(-1, 200_000 + number, 101, crowded=True)
+    assert admitted(rates, [(-2, 7)] * 100, pod="pod b") == 100
+
+
+def test_the_pod_of_a_process_is_asked_for_once_and_again_after_a_rest() -> None:
+    """Its number may have another process by then."""
+    rates = ConnectionRates()
+    asked: list[str] = []
+
+    def pod() -> str:
+        asked.append("")
+        return f"pod {len(asked)}"
+
+    for number in range(10):
+        rates.count(7, 7, 100 + number / 100, crowded=True, pod=pod)
+    assert len(asked) == 1
+    rates.count(7, 7, 110, crowded=True, pod=pod)
+    assert len(asked) == 2
 
 
 def test_a_crowd_that_fits_is_admitted_whoever_it_is() -> None:
@@ -69,6 +110,8 @@ def test_the_tables_are_bounded() -> None:
     rates = ConnectionRates()
     for number in range(20_000):
         rates.count(number, number, 100.0, crowded=False)
-        rates.recognise(number)
+        rates.recognise(f"uid {number}")
+        rates.count(number, 7, 100.0, crowded=False, pod=lambda: "pod a")
     assert len(rates._accounts) <= 4096
     assert len(rates._known) <= 4096
+    assert len(rates._pods) <= 4096
