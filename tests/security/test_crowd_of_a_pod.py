@@ -89,8 +89,8 @@ async def test_a_pods_crowd_turns_no_other_pod_away() -> None:
         known = rules({"unix:uid": "0"})
         roots = pod_roots({})
         async with front_door(folder, attestors=unix(), rules=known, roots=roots) as door:
-            crowd = [sys.executable, "-c", CROWD, door.path, *attackers]
-            visitor = [sys.executable, "-c", VISITOR, door.path, *victims]
+            crowd: list[str | Path] = [sys.executable, "-c", CROWD, door.path, *attackers]
+            visitor: list[str | Path] = [sys.executable, "-c", VISITOR, door.path, *victims]
             async with running(crowd) as attacker:
                 with emptied(attackers):
                     await until(lambda: door.door.statistics.refused["connection_rate"] > 100)
