@@ -116,10 +116,14 @@ class EvidenceError(SdsError):
         reason: as for every error.
         advice: as for every error.
         challenge: what the attester must answer before its evidence counts; empty if nothing is
-            asked of it.
+            asked of it. Such an error is a question, and no verdict on the evidence.
+
+    Attributes:
+        digest: the SHA-256 of the evidence; empty if who caught the error did not know it.
     """
 
     reason = "evidence"
+    digest: str = ""
 
     def __init__(
         self, message: str, *, reason: str | None = None, advice: str = "", challenge: bytes = b""

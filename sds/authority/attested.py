@@ -400,7 +400,9 @@ class AttestedAuthority:
 
     def _refused(self, session: Session, refusal: ca_pb2.Refusal) -> AuthorityRefusedError:
         error = wire.refusal_from_wire(refusal)
-        _LOGGER.warning(
+        _LOGGER.log(
+            # A question about our evidence is no failure: the next round answers it.
+            logging.DEBUG if refusal.evidence_challenge else logging.WARNING,
             "the authority at %s refused: %s",
             session.address,
             error,

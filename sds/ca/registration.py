@@ -9,6 +9,7 @@ and a request that is refused as a whole is in it once.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
@@ -18,7 +19,7 @@ from sds.attestation.csr import parse_attested_csr
 from sds.attestation.evidence import item_digest
 from sds.ca.issuer import issue
 from sds.ca.journal import ISSUED
-from sds.errors import CertificateError, RefusedError, SdsError
+from sds.errors import CertificateError, EvidenceError, RefusedError, SdsError
 from sds.exchange import wire
 from sds.exchange.challenge import (
     MAX_ITEMS,
@@ -34,13 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from sds.attestation.evidence import Claims, Evidence, Verifier
+    from sds.attestation.evidence import Claims, Evidence, ReportData, Verifier
     from sds.ca.issuance import IssuancePolicy
     from sds.ca.issuer import Signer
     from sds.ca.journal import Journal
     from sds.clock import Clock
     from sds.pki import PublicKey
 
+_LOGGER = logging.getLogger(__name__)
 MAX_CSR_BYTES: Final = 32 * 1024
 """The longest CSR of one item: agents write the names into it too, and the 100 longest ones have 25
 KiB. Of the names in it, nothing is parsed."""
@@ -187,9 +189,9 @@ class RegistrationAuthority:
                 raise
             behind = error
         evidence = wire.evidence_from_wire(request.evidence)
-        claims = self._verifier.verify(
+        claims = self._verified(
             evidence,
-            data=request_report_data(
+            request_report_data(
                 nonce=request.nonce,
                 policy_digest=request.policy_digest,
                 digests=[
@@ -203,7 +205,7 @@ class RegistrationAuthority:
                     for item in request.items
                 ],
             ),
-            now=self._clock.now().wall,
+            self._clock.now().wall,
         )
         if behind is not None:
             raise behind
@@ -243,12 +245,10 @@ class RegistrationAuthority:
             raise _too_long(MAX_ATTESTED_CSR_BYTES)
         csr = parse_attested_csr(request.csr)
         now = self._clock.now().wall
-        claims = self._verifier.verify(
+        claims = self._verified(
             csr.evidence,
-            data=attested_csr_report_data(
-                nonce=request.nonce, key_digest=spki_sha256(csr.public_key)
-            ),
-            now=now,
+            attested_csr_report_data(nonce=request.nonce, key_digest=spki_sha256(csr.public_key)),
+            now,
         )
         accepted = Accepted(
             claims=claims,
@@ -270,16 +270,25 @@ class RegistrationAuthority:
         except SdsError as error:
             return accepted, self._refuse(accepted, str(csr.spiffe_id), error, now)
 
-    def refused(
-        self, peer: AttestedPeer, error: SdsError, evidence: Evidence | None = None
-    ) -> None:
-        """Record that a whole request was refused."""
+    def _verified(self, evidence: Evidence, data: ReportData, now: datetime) -> Claims:
+        """Return what the evidence proves; an error has the evidence's digest, for the journal."""
+        try:
+            return self._verifier.verify(evidence, data=data, now=now)
+        except EvidenceError as error:
+            error.digest = evidence.digest
+            raise
+
+    def refused(self, peer: AttestedPeer, error: SdsError) -> None:
+        """Record that a whole request was refused; a question to the attester is no refusal."""
+        if isinstance(error, EvidenceError) and error.challenge:
+            _LOGGER.debug("asked for a proof", extra={"reason": error.reason, "peer": peer.name})
+            return
         self._journal.append(
             at=self._clock.now().wall,
             identity="",
             reason=error.reason,
             policy_epoch=self._policy.epoch,
-            evidence=evidence.digest if evidence is not None else "",
+            evidence=error.digest if isinstance(error, EvidenceError) else "",
             measurement="",
             peer=peer.name,
             message=str(error),

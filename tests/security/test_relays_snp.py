@@ -71,6 +71,8 @@ async def test_what_the_authority_says_of_reports(chips: SimulatedRoot) -> None:
     assert len(set(found.values()) - {"evidence"}) == len(found), found
     refused = [record.reason for record in world.journal if record.reason != "issued"]
     assert refused == ["report_data_mismatch"] * 2 + list(found.values())
+    # A line about evidence that is refused names it, so that a person can find whose it was.
+    assert {len(record.evidence) for record in world.journal} == {64}
 
 
 async def test_a_chip_under_another_root_and_a_simulation_that_is_not_configured(

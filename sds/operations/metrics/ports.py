@@ -7,7 +7,7 @@ its ``reason`` and raises it again.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sds.attestation.evidence import answer_challenge
 from sds.attestation.registry import KINDS
@@ -16,6 +16,7 @@ from sds.errors import (
     AuthorityError,
     AuthorityRefusedError,
     AuthorityUnavailableError,
+    EvidenceError,
     SdsError,
 )
 from sds.operations.metrics.families import (
@@ -134,16 +135,21 @@ class MeteredAttester:
         await answer_challenge(self._inner, challenge)
 
 
+VERDICTS: Final = (ACCEPTED, *ATTESTATION, "certificate_malformed")
+"""Each is exported from the start, at 0, so that the first evidence that is refused is an increase:
+alerts ask for one."""
+
+
 class MeteredVerifier:
-    """Counts the verdicts of a verifier."""
+    """Counts the verdicts of a verifier; a question to the attester is none."""
 
     def __init__(self, inner: Verifier, families: ProcessFamilies) -> None:
         """Wrap ``inner``, the real verifier."""
         self._inner = inner
         self._families = families
-        self._reasons = Reasons((ACCEPTED, *ATTESTATION))
+        self._reasons = Reasons(VERDICTS)
         for kind in KINDS:
-            start_at_zero(families.verdicts, (ACCEPTED, *ATTESTATION), str(kind))
+            start_at_zero(families.verdicts, VERDICTS, str(kind))
 
     @property
     def demands_evidence(self) -> bool:
@@ -154,8 +160,9 @@ class MeteredVerifier:
         try:
             claims = self._inner.verify(evidence, data=data, now=now)
         except SdsError as error:
-            reason = self._reasons.label(reason_of(error))
-            self._families.verdicts.labels(evidence.kind.value, reason).inc()
+            if not (isinstance(error, EvidenceError) and error.challenge):
+                reason = self._reasons.label(reason_of(error))
+                self._families.verdicts.labels(evidence.kind.value, reason).inc()
             raise
         self._families.verdicts.labels(evidence.kind.value, ACCEPTED).inc()
         return claims

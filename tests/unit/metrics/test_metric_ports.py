@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import asyncio
 import datetime as dt
 import resource
@@ -20,8 +21,14 @@ from sds.operations.metrics.families import (
     ProcessFamilies,
     memory_locked,
 )
-from sds.operations.metrics.ports import MeteredAttester, MeteredAuthority, MeteredVerifier
+from sds.operations.metrics.ports import (
+    VERDICTS,
+    MeteredAttester,
+    MeteredAuthority,
+    MeteredVerifier,
+)
 from tests.support.refusals import refused
+from tests.support.source import modules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,6 +125,33 @@ def test_verdicts_are_counted_by_kind_and_reason(registry: CollectorRegistry) ->
     for verdict in ("accepted", "report_data_mismatch"):
         labels = {"kind": "sev-snp", "verdict": verdict}
         assert registry.get_sample_value("sds_attestation_verdicts_total", labels) == 1
+
+
+def test_a_question_to_the_attester_is_no_verdict(registry: CollectorRegistry) -> None:
+    """Each machine with an endorsement key is asked one: an alert on refused evidence is silent."""
+    families = ProcessFamilies(registry, component="ca")
+    asked = EvidenceError("prove it", reason="credential_needed", challenge=b"credential")
+    with refused("credential_needed"):
+        MeteredVerifier(Inner(failing(asked)), families).verify(EVIDENCE, data=DATA, now=NOW)
+    (family,) = families.verdicts.collect()
+    assert {sample.value for sample in family.samples} == {0}
+
+
+def test_every_verdict_is_exported_before_it_is_given() -> None:
+    """Prometheus sees no increase in a series that begins at 1."""
+    raised = {
+        text.value
+        for name, tree in modules().items()
+        if name.startswith("sds/attestation/")
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and "Evidence" in ast.unparse(call).partition("reason=")[0]
+        for word in call.keywords
+        if word.arg == "reason"
+        for text in ast.walk(word.value)
+        if isinstance(text, ast.Constant)
+    }
+    assert "certificate_malformed" in raised
+    assert raised - set(VERDICTS) == set()
 
 
 async def test_reasons_that_an_authority_makes_up_are_bounded(registry: CollectorRegistry) -> None:
