@@ -71,8 +71,8 @@ class BundleSource:
 class FederationObserver(Protocol):
     """Is told how fetches went, for metrics."""
 
-    def refreshed(self, trust_domain: TrustDomain, *, at: datetime) -> None:
-        """Note that a bundle was fetched and verified."""
+    def refreshed(self, trust_domain: TrustDomain, *, at: datetime, due: datetime) -> None:
+        """Note that a bundle was fetched and verified, and when it is due to be fetched again."""
         ...
 
     def failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
@@ -101,14 +101,18 @@ def next_wait(
         jitter: a random number from 0 to 1.
         later: the seconds for which the publisher asks to be left alone.
     """
-    default = FILE_REFRESH if source.endpoint is None else DEFAULT_REFRESH
-    regular = max(_SOONEST, source.refresh or hint or default)
+    regular = _regular_wait(source, hint)
     if failures == 0:
         return regular
     # However rarely a publisher wants to be asked, after an outage a new root must be known soon.
     backoff = Backoff(first=2.0, longest=min(regular, DEFAULT_REFRESH).total_seconds())
     asked = min(later, max(regular, DEFAULT_REFRESH).total_seconds())
     return max(_SOONEST, timedelta(seconds=max(asked, backoff.seconds(failures, draw=jitter))))
+
+
+def _regular_wait(source: BundleSource, hint: timedelta | None) -> timedelta:
+    default = FILE_REFRESH if source.endpoint is None else DEFAULT_REFRESH
+    return max(_SOONEST, source.refresh or hint or default)
 
 
 def by_trust_domain(
@@ -220,7 +224,7 @@ class Federation:
                     document.require_no_older(bundle, seen=seen, where=source.endpoint.url)
                     seen = bundle.sequence if bundle.sequence is not None else seen
                 self._anew.discard(source.trust_domain)
-                self._apply(source.trust_domain, bundle)
+                self._apply(source, bundle)
             except SdsError as error:
                 failures += 1
                 later = error.later if isinstance(error, BundleError) else 0.0
@@ -278,7 +282,8 @@ class Federation:
         held = self._store.bundle(server.trust_domain) if server is not None else None
         return held.bundle.roots if held is not None else given
 
-    def _apply(self, trust_domain: TrustDomain, bundle: BundleDocument) -> None:
+    def _apply(self, source: BundleSource, bundle: BundleDocument) -> None:
+        trust_domain = source.trust_domain
         before = self._store.bundle(trust_domain)
         if bundle.roots:
             version = self._store.put_bundle(trust_domain, bundle.roots)
@@ -286,7 +291,9 @@ class Federation:
         else:
             self._store.withdraw_bundle(trust_domain)
             changed = before is not None
-        self._observer.refreshed(trust_domain, at=self._clock.now().wall)
+        now = self._clock.now().wall
+        due = now + _regular_wait(source, bundle.refresh_hint)
+        self._observer.refreshed(trust_domain, at=now, due=due)
         if changed:
             _LOGGER.info(
                 "bundle changed",

@@ -240,6 +240,7 @@ class AgentInstruments(Instruments):
         """Export these foreign trust domains from the start."""
         for trust_domain in trust_domains:
             self.families.federation_refreshed.labels(trust_domain)
+            self.families.federation_due.labels(trust_domain)
             start_at_zero(self.families.federation_failures, BUNDLE_REASONS, trust_domain)
 
     # --- a sds.secrets.rotation.Observer --------------------------------------------------------
@@ -252,17 +253,25 @@ class AgentInstruments(Instruments):
 
     # --- a sds.federation.refresh.FederationObserver --------------------------------------------
 
-    def refreshed(self, trust_domain: TrustDomain, *, at: datetime) -> None:
+    def refreshed(self, trust_domain: TrustDomain, *, at: datetime, due: datetime) -> None:
         self.families.federation_refreshed.labels(trust_domain).set(at.timestamp())
+        self.families.federation_due.labels(trust_domain).set(due.timestamp())
 
     def failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
         reason = self._bundle_reasons.label(error.reason)
-        self.families.federation_refreshed.labels(trust_domain)  # 0 until the first success
+        for family in (self.families.federation_refreshed, self.families.federation_due):
+            family.labels(trust_domain)  # 0 until the first success
         self.families.federation_failures.labels(trust_domain, reason).inc()
         self.remember(error, about=f"bundle of {trust_domain}")
 
     def forgotten(self, trust_domain: TrustDomain) -> None:
-        self.families.federation_refreshed.remove(trust_domain)  # else it counts as stale for ever
+        # Else it counts as stale for ever.
+        self.families.federation_refreshed.remove(trust_domain)
+        self.families.federation_due.remove(trust_domain)
+        failures = self.families.federation_failures
+        for sample in [one for family in failures.collect() for one in family.samples]:
+            if sample.labels["trust_domain"] == trust_domain:
+                failures.remove(trust_domain, sample.labels["reason"])
 
 
 class AuthorityInstruments(Instruments):

@@ -50,10 +50,12 @@ class Observer:
         self.failures: list[SdsError] = []
         self.good = 0
         self.gone: list[TrustDomain] = []
+        self.pauses: list[timedelta] = []
         self.changed = asyncio.Event()
 
-    def refreshed(self, trust_domain: TrustDomain, *, at: datetime) -> None:
+    def refreshed(self, trust_domain: TrustDomain, *, at: datetime, due: datetime) -> None:
         self.good += 1
+        self.pauses.append(due - at)
         self.changed.set()
 
     def failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
@@ -191,6 +193,7 @@ async def test_a_bundle_arrives_changes_survives_an_outage_and_is_withdrawn(
         async with federating(source) as (store, observer, federation):
             one = (certificate_der(peer.root.certificate),)
             await observer.until(lambda: roots(store) == one)
+            assert observer.pauses[0] == timedelta(seconds=1)  # as its publisher says
             peer.publish(peer.root, Issuer.make("next"))
             await observer.until(lambda: len(roots(store)) == 2)
             peer.status = 500

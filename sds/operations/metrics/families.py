@@ -275,6 +275,13 @@ class AgentFamilies:
             ["trust_domain"],
             registry=registry,
         )
+        self.federation_due = Gauge(
+            "sds_federation_due_timestamp_seconds",
+            "When that bundle is due to be fetched again, as `refresh` or its publisher says; 0 "
+            "before the first time.",
+            ["trust_domain"],
+            registry=registry,
+        )
         self.federation_failures = Counter(
             "sds_federation_failures",
             "Fetches of a foreign trust domain's bundle that failed, by reason.",

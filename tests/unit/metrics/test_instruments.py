@@ -24,14 +24,21 @@ def test_a_trust_domain_without_a_source_is_not_stale(instruments: AgentInstrume
     domain = parse_trust_domain("other.org")
     instruments.watch_federation([domain])
 
-    def refreshed() -> float | None:
-        return instruments.registry.get_sample_value(
-            "sds_federation_refreshed_timestamp_seconds", {"trust_domain": domain}
-        )
+    def said() -> dict[str, float]:
+        return {
+            family.name.removesuffix("_timestamp_seconds"): sum(one.value for one in family.samples)
+            for family in instruments.registry.collect()
+            for one in family.samples[:1]
+            if one.labels.get("trust_domain") == "other.org"
+        }
 
-    assert refreshed() == 0
+    names = {"sds_federation_refreshed", "sds_federation_due", "sds_federation_failures"}
+    assert said() == dict.fromkeys(names, 0)
+    later = NOW + dt.timedelta(days=1)
+    instruments.refreshed(domain, at=NOW, due=later)
+    assert said()["sds_federation_due"] == later.timestamp()
     instruments.forgotten(domain)
-    assert refreshed() is None
+    assert said() == {}
 
 
 def test_a_policy_that_ended_did_not_come_into_force(instruments: AgentInstruments) -> None:
