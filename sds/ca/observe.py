@@ -53,8 +53,10 @@ class AuthorityObserver(PolicyWatcher, Protocol):
         """Show the files by which these verifiers work."""
         ...
 
-    def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
-        """Ask ``not_after`` for the end of the issuing certificate, whenever metrics are read."""
+    def signs_until(
+        self, not_after: Callable[[], datetime | None], remaining: Callable[[], float | None]
+    ) -> None:
+        """Ask these for the end of the issuing certificate, whenever metrics are read."""
         ...
 
     def watch_port(self, port: Port) -> None:
@@ -79,7 +81,9 @@ class SilentObserver:
     def answered(self, seconds: float) -> None:
         """Do nothing."""
 
-    def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
+    def signs_until(
+        self, not_after: Callable[[], datetime | None], remaining: Callable[[], float | None]
+    ) -> None:
         """Do nothing."""
 
     def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:

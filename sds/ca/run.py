@@ -140,7 +140,7 @@ async def _serve(
             answered=observer.answered,
         )
         authority = await stack.enter_async_context(running_authority(parts))
-        observer.signs_until(authority.signing.not_after)
+        observer.signs_until(authority.signing.not_after, authority.signing.remaining)
         observer.watch_port(authority.connections)
         holder = None if files is None else files.holder
         if holder is not None:

@@ -77,6 +77,7 @@ class SigningState:
         """Begin empty; :meth:`current` raises until a signer is activated."""
         self._clock = clock
         self._signer: Signer | None = None
+        self._received = clock.now().wall
         self._roots: dict[bytes, _Root] = {}
         self.ready = asyncio.Event()
 
@@ -113,6 +114,17 @@ class SigningState:
     def not_after(self) -> datetime | None:
         """Return the end of the signer's chain; None before there is one."""
         return None if self._signer is None else self._signer.not_after
+
+    def remaining(self) -> float | None:
+        """Return the part of the signer's time that is left: 1 is new, 0 is over; None before one.
+
+        Counted from its receipt, because an authority may backdate it.
+        """
+        if self._signer is None:
+            return None
+        whole = (self._signer.not_after - self._received).total_seconds()
+        left = (self._signer.not_after - self._clock.now().wall).total_seconds()
+        return max(0.0, min(1.0, left / whole)) if whole > 0 else 0.0
 
     @property
     def roots(self) -> tuple[bytes, ...]:
@@ -169,11 +181,12 @@ class SigningState:
         """Return when this root joined the bundle, in monotonic seconds."""
         return self._roots[root].since
 
-    def activate(self, signer: Signer) -> None:
-        """Sign with this signer from now on."""
+    def activate(self, signer: Signer, *, received: datetime | None = None) -> None:
+        """Sign with this signer from now on; ``received`` is when it came, if that was earlier."""
         if self._signer is not None and self._signer.root in self._roots:
             self._roots[self._signer.root].named = self._clock.now().boottime
         self._signer = signer
+        self._received = received if received is not None else self._clock.now().wall
         self.ready.set()
         _LOGGER.info(
             "the authority signs with a new certificate",
@@ -338,7 +351,7 @@ async def keep_signing(
         received = clock.now()
         known = signing.known_since(signer.root)
         await _settle(signing, clock, since=known, seconds=settle.total_seconds())
-        signing.activate(signer)
+        signing.activate(signer, received=received.wall)
         await clock.sleep(_LEAST_SECONDS)
         await sleep_while(clock, functools.partial(renewal_in, signer, received))
 

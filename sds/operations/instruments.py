@@ -7,6 +7,7 @@ asked for its roots can still be asked).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -290,14 +291,21 @@ class AuthorityInstruments(Instruments):
         """Note how long a request took, in seconds."""
         self.families.issue_latency.observe(seconds)
 
-    def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
-        """Export the end of the issuing certificate; this function is asked at every scrape."""
+    def signs_until(
+        self, not_after: Callable[[], datetime | None], remaining: Callable[[], float | None]
+    ) -> None:
+        """Export the end of the issuing certificate; these functions are asked at every scrape."""
 
         def seconds() -> float:
             end = not_after()
             return 0.0 if end is None else end.timestamp()
 
+        def part() -> float:
+            left = remaining()
+            return math.nan if left is None else left
+
         self.families.not_after.set_function(seconds)
+        self.families.remaining.set_function(part)
 
     def watch_port(self, port: Port) -> None:
         """Export the connections of the authority's port, which is asked at every scrape."""

@@ -102,12 +102,15 @@ async def test_a_new_root_stands_in_the_bundle_before_anything_is_signed_under_i
         await clock.advance(1)
         first = state.current()
         assert state.roots == (first.root,)
+        assert state.remaining() == pytest.approx(1, abs=0.01)
         await clock.advance(LIFE / 2)  # half of its life
+        assert state.remaining() == pytest.approx(0.5, abs=0.01)
         assert len(source.given) == 2
         assert state.current() is first
         assert set(state.roots) == {signer.root for signer in source.given}
         await clock.advance(SETTLING)
         assert state.current() is source.given[1]
+        assert state.remaining() == pytest.approx(1 - SETTLING / LIFE, abs=0.01)
         # The old root stays for as long as it lives.
         await clock.advance(LIFE / 2 - 2 * SETTLING)
         assert first.root in state.roots

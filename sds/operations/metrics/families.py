@@ -339,7 +339,14 @@ class AuthorityFamilies:
         start_at_zero(self.certificates, (ISSUED, *AUTHORITY))
         self.not_after = Gauge(
             "sds_ca_not_after_timestamp_seconds",
-            "When the issuing certificate expires.",
+            "When the issuing certificate expires; 0 before there is one.",
             registry=registry,
         )
+        self.remaining = Gauge(
+            "sds_ca_remaining_ratio",
+            "Part of the issuing certificate's life that is left, from its receipt: 1 is new, 0 "
+            "expired (NaN before there is one).",
+            registry=registry,
+        )
+        self.remaining.set(math.nan)
         self.port = PortCollector(registry)
