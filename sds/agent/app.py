@@ -31,6 +31,7 @@ from sds.operations.health import health_listener
 from sds.operations.instruments import AgentInstruments
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
 from sds.operations.notify import STOPPING, notify, readiness_notifier
+from sds.secrets.roots_poll import roots_source
 from sds.serving.workload_api import WorkloadApi
 from sds.supervision import first_error, supervised
 from sds.workload.connected import entitlement_of
@@ -202,6 +203,7 @@ async def running_agent(
             service=service,
             unserved=UnservedIdentities([one.entitlement for one in sockets], store),
             authority=lambda: _address(config, client),
+            gives_news=roots_source(client) is not None,
             sockets=sockets,
             node_socket="" if node is None else str(config.node_socket),
             policy=None if policy is None else policy.holder,

@@ -93,6 +93,7 @@ class LivingParts:
     Attributes:
         unserved: the identities of workloads with a socket of their own that have no certificate.
         authority: the address in use, or the configured ones.
+        gives_news: whether the authority can be asked for its roots between renewals.
         sockets: the sockets of single workloads.
         node_socket: the path of the node-wide socket; empty without one.
         lost_sockets: paths of our sockets that are no longer ours.
@@ -112,6 +113,7 @@ class LivingParts:
     service: SecretService
     unserved: UnservedIdentities
     authority: Callable[[], str]
+    gives_news: bool = False
     sockets: Sequence[WorkloadListening] = ()
     node_socket: str = ""
     policy: PolicyHolder | None = None
@@ -124,8 +126,14 @@ class LivingParts:
     errors: Callable[[], Iterable[PastError]] = field(default=tuple)
 
     def identities(self) -> Sequence[IdentityStatus]:
-        """Return every identity that is wanted."""
+        """Return every identity that is kept, also those that nobody wants now."""
         return self.rotation.status()
+
+    def asks_authority(self) -> bool:
+        """Say whether the authority is going to be asked again, whatever happens."""
+        return (self.gives_news and self.rotation.may_ask()) or any(
+            one.wanted and (one.attempts or one.not_after is None) for one in self.identities()
+        )
 
     def refused_subscriptions(self) -> int:
         """Return the names whose current version a subscriber refused."""

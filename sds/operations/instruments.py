@@ -109,7 +109,11 @@ class AgentParts(Protocol):
         ...
 
     def identities(self) -> Sequence[IdentityStatus]:
-        """Return every identity that is wanted."""
+        """Return every identity that is kept, also those that nobody wants now."""
+        ...
+
+    def asks_authority(self) -> bool:
+        """Say whether the authority is going to be asked again, whatever happens."""
         ...
 
     def refused_subscriptions(self) -> int:
@@ -230,6 +234,7 @@ class AgentInstruments(Instruments):
         if parts.policy is not None:
             self.watch_policy(parts.policy)
         self._stored.wanted = parts.identities
+        self.families.authority_up.is_asked = parts.asks_authority
         self.families.ahead.source = parts.ahead
         self.families.owners.budgets = parts.budgets
         self.families.node.source = parts.node

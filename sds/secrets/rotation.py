@@ -227,7 +227,7 @@ class Rotation:
 
     # --- running --------------------------------------------------------------------------------
 
-    def _may_ask(self) -> bool:
+    def may_ask(self) -> bool:
         """Return whether to ask for news, which a first certificate brings anyway."""
         if not self._managed:
             return self._settings.idle_news
@@ -251,7 +251,7 @@ class Rotation:
                         source,
                         self._clock,
                         lifetime=self._shortest_lifetime,
-                        may_ask=self._may_ask,
+                        may_ask=self.may_ask,
                         attempt_seconds=self._settings.attempt.total_seconds(),
                         on_roots=self._take_roots,
                     )

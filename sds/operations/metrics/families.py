@@ -31,7 +31,7 @@ from sds.reasons.authority import AUTHORITY
 from sds.reasons.policy import POLICY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from prometheus_client import CollectorRegistry
 
@@ -91,6 +91,30 @@ def memory_locked(status: str | None = None) -> float:
         if name in {"VmLck", "VmSize"}
     }
     return 1.0 if 2 * sizes.get("VmLck", 0) > sizes.get("VmSize", 0) else 0.0
+
+
+class AuthorityUp:
+    """Tells whether the authority answered; unknown again once nobody would notice that it does."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register the family; the answer is unknown."""
+        self._up = math.nan
+        self.is_asked: Callable[[], bool] = lambda: True
+        """Says whether the authority is going to be asked again."""
+        gauge = Gauge(
+            "sds_authority_up",
+            "1 if the authority answered when it was last asked, 0 if no address answered; NaN "
+            "before it was asked, and once nothing asks again.",
+            registry=registry,
+        )
+        gauge.set_function(self._value)
+
+    def set(self, up: float) -> None:
+        """Note 1 for an answer, and 0 if no address answered."""
+        self._up = up
+
+    def _value(self) -> float:
+        return self._up if self._up or self.is_asked() else math.nan
 
 
 class ProcessFamilies:
@@ -184,13 +208,7 @@ class AgentFamilies:
             buckets=_SLOW,
             registry=registry,
         )
-        self.authority_up = Gauge(
-            "sds_authority_up",
-            "1 if the authority answered when it was last asked, 0 if no address answered; NaN "
-            "before it was asked.",
-            registry=registry,
-        )
-        self.authority_up.set(math.nan)
+        self.authority_up = AuthorityUp(registry)
         self.requests = Counter(
             "sds_certificates_requested",
             "Certificates that were asked for, by outcome ('issued' or the reason).",
