@@ -3,7 +3,8 @@
 Owns :class:`MeteredStore`, a store that times deliveries, and :class:`StoreCollector`, which
 reads expiry and counts from it when scraped. Invariants: a delivery counts as a push only if the
 subscription got an older version of the same resource before (a first answer is not a push); at
-most :data:`MAX_IDENTITIES` samples name an identity: those that expire first.
+most :data:`MAX_IDENTITIES` samples of a family name an identity: those that expire first, and those
+of whose life the least is left.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sds.secrets.store import SecretStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
+    from datetime import datetime
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
@@ -167,30 +169,27 @@ class StoreCollector:
             "When the SVID expires; of those that are wanted, the 200 that expire first.",
             labels=["spiffe_id"],
         )
+        # Several identities may share one SPIFFE ID (other DNS names): the first of them counts.
+        for spiffe_id, end in _firsts((one, one.svid.not_after.timestamp()) for one in first):
+            expiry.add_metric([spiffe_id], end)
+        yield expiry
         left = GaugeMetricFamily(
             "sds_svid_remaining_ratio",
             "Part of the SVID's life that is left, from its receipt: 1 is new, 0 expired. An SVID "
-            "that expired stays at 0 while its identity is wanted.",
+            "that expired stays at 0 while its identity is wanted. Of those that are wanted, the "
+            "200 with the least left.",
             labels=["spiffe_id"],
         )
-        said = set()
-        for one in expired[:MAX_IDENTITIES]:
-            spiffe_id = str(one.identity.spiffe_id)
-            if spiffe_id not in said:
-                said.add(spiffe_id)
-                left.add_metric([spiffe_id], 0.0)
-        # Several identities may share one SPIFFE ID (other DNS names): the earliest expiry counts.
-        for stored in first[: MAX_IDENTITIES - len(said)]:
-            svid = stored.svid
-            spiffe_id = str(svid.identity.spiffe_id)
-            if spiffe_id in said:
-                continue
-            said.add(spiffe_id)
-            expiry.add_metric([spiffe_id], svid.not_after.timestamp())
-            span = (svid.not_after - svid.received_at).total_seconds()
-            remaining = (svid.not_after - now).total_seconds()
-            left.add_metric([spiffe_id], max(0.0, min(1.0, remaining / span)) if span > 0 else 0.0)
-        yield expiry
+        # Lifetimes differ: an SVID of a day is late long before it is among the first to expire.
+        parts = heapq.nsmallest(
+            MAX_IDENTITIES, ((one, _part(one.svid, now)) for one in served), key=lambda one: one[1]
+        )
+        said = {str(one.identity.spiffe_id): 0.0 for one in expired[:MAX_IDENTITIES]}
+        for spiffe_id, part in _firsts(parts):
+            if len(said) < MAX_IDENTITIES:
+                said.setdefault(spiffe_id, part)
+        for spiffe_id, part in said.items():
+            left.add_metric([spiffe_id], part)
         yield left
 
     def describe(self) -> Iterable[Metric]:
@@ -205,3 +204,18 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 def _is_expired(one: IdentityStatus) -> bool:
     """Say whether an identity had an SVID and has none now."""
     return one.rotations > 0 and one.not_after is None
+
+
+def _part(svid: Svid, now: datetime) -> float:
+    """Return the part of its life that is left, from its receipt."""
+    span = (svid.not_after - svid.received_at).total_seconds()
+    left = (svid.not_after - now).total_seconds()
+    return max(0.0, min(1.0, left / span)) if span > 0 else 0.0
+
+
+def _firsts(values: Iterable[tuple[StoredSvid, float]]) -> Iterable[tuple[str, float]]:
+    """Return each SPIFFE ID with the first value of it."""
+    found: dict[str, float] = {}
+    for stored, value in values:
+        found.setdefault(str(stored.svid.identity.spiffe_id), value)
+    return found.items()

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from sds.clock import Instant
+from sds.clock import Instant, SystemClock
 from sds.identity import Identity, SpiffeId, TrustDomain
+from sds.operations.instruments import AgentInstruments
 from sds.operations.metrics.families import AgentFamilies
 from sds.operations.metrics.store import MAX_IDENTITIES, MeteredStore, StoreCollector
 from sds.secrets.identity_status import IdentityStatus
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import Svid
+from tests.support import need
+
+if TYPE_CHECKING:
+    from sds.attestation.evidence import Verifier
 
 NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
 BUNDLE = TrustDomain("a.test")
@@ -25,7 +32,7 @@ class FixedClock:
         raise NotImplementedError
 
 
-def svid(name: str, *, left: float, dns_names: tuple[str, ...] = ()) -> Svid:
+def svid(name: str, *, left: float, dns_names: tuple[str, ...] = (), life: float = 100) -> Svid:
     return Svid(
         identity=Identity(spiffe_id=SpiffeId.parse(f"spiffe://a.test/{name}"), dns_names=dns_names),
         chain=(b"leaf",),
@@ -34,7 +41,7 @@ def svid(name: str, *, left: float, dns_names: tuple[str, ...] = ()) -> Svid:
         serial=1,
         not_before=NOW,
         not_after=NOW + dt.timedelta(seconds=left),
-        received_at=NOW - dt.timedelta(seconds=100 - left),
+        received_at=NOW - dt.timedelta(seconds=life - left),
         root="root",
     )
 
@@ -157,3 +164,30 @@ def test_identities_are_bounded_and_those_that_expire_first_are_kept(
     names = {sample.labels["spiffe_id"] for sample in family.samples}
     assert f"spiffe://a.test/w{MAX_IDENTITIES + 49}" in names
     assert "spiffe://a.test/w0" not in names
+
+
+def test_a_late_svid_of_a_long_life_is_seen_among_many_short_ones(
+    store: MeteredStore, registry: CollectorRegistry
+) -> None:
+    """It expires after all of them, but nobody renews it: alerts rest on the part that is left."""
+    for number in range(MAX_IDENTITIES + 50):
+        store.put_svid(svid(f"w{number}", left=60))
+    store.put_svid(svid("late", left=100, life=1000))
+    late = {"spiffe_id": "spiffe://a.test/late"}
+    assert registry.get_sample_value("sds_svid_remaining_ratio", late) == 0.1
+    assert registry.get_sample_value("sds_svid_not_after_timestamp_seconds", late) is None
+    (family,) = [f for f in registry.collect() if f.name == "sds_svid_remaining_ratio"]
+    assert len(family.samples) == MAX_IDENTITIES
+
+
+def test_an_agent_exports_as_many_series_as_the_page_says() -> None:
+    instruments = AgentInstruments(clock=SystemClock())
+    for number in range(250):
+        instruments.store.put_svid(svid(f"w{number}", left=60))
+    instruments.verifier(cast("Verifier", None))
+    found = sum(len(family.samples) for family in instruments.registry.collect())
+    said = re.search(
+        r"exports about ([0-9,]+) series", (need.ROOT / "docs" / "operations.md").read_text()
+    )
+    assert said is not None
+    assert int(said[1].replace(",", "")) == pytest.approx(found, rel=0.05)
