@@ -77,6 +77,7 @@ class QuestionServer:
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection, and close it."""
+        why: str | None = None
         try:
             async with asyncio.timeout(_SECONDS), self._turns:
                 peer = writer.get_extra_info("socket")
@@ -88,8 +89,9 @@ class QuestionServer:
                 writer.write(answer.encode() + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError) as error:
-            # Without an answer the wrapper refuses.
-            self._observer.decided("", "unanswered")
+            # Without an answer the wrapper refuses. What was decided is counted already.
+            if why is None:
+                self._observer.decided("", "unanswered")
             _LOG.warning("a question could not be answered", extra={"why": words_of(error)})
         finally:
             writer.close()

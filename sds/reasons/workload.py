@@ -76,7 +76,8 @@ WORKLOAD: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "cri_unavailable": Reason(
-        "Check `node.cri.socket`, that the runtime is up, and that the agent may open it.",
+        "Check `node.cri.socket` (of `sds admission`: `runtime.socket`), that the runtime is up, and "
+        "that the process may open the socket.",
         retriable=True,
     ),
     "cri_late": Reason(
@@ -109,8 +110,8 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "the digest in the message with `sds policy pod --lines`, and sign a new epoch.",
     ),
     "admission_form": Reason(
-        "`sds admission` does not understand what the runtime is asked to start; the message names "
-        "the part. Such a container or process never starts.",
+        "The message names the part. A terminal and open standard input are never admitted; nor is "
+        "what `sds admission` does not understand, or whose sandbox it has not admitted.",
     ),
     "kubelet": Reason(
         "Check the kubelet's address and certificate and the agent's RBAC (`get` on `nodes/pods`).",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import copy
 import json
@@ -38,6 +39,7 @@ from sds.workload.cri.settings import PodContents
 from tests.support.clock import FakeClock
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.refusals import refused
+from tests.support.source import modules
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -439,6 +441,49 @@ def test_the_first_refusal_is_a_rise(decision: str) -> None:
     for command in ("create", "exec") if decision in UNADMITTED else ("",):
         labels = {"command": command, "decision": decision}
         assert registry.get_sample_value("sds_admission_decisions_total", labels) == 0
+
+
+def test_every_reason_of_a_refusal_is_known_before_it_occurs() -> None:
+    parts = ("sds/admission/", "sds/workload/cri/runtime.py", "sds/workload/cri/canonical.py")
+    raised = {
+        text.value
+        for name, tree in modules().items()
+        if name.startswith(parts)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in {"WorkloadError", "reading"}
+        for word in call.keywords
+        if word.arg == "reason"
+        for text in ast.walk(word.value)
+        if isinstance(text, ast.Constant) and isinstance(text.value, str)
+    }
+    assert raised - {"cri_late"} - set(UNADMITTED) == set()  # it asks for no container alone
+
+
+async def test_a_decision_counts_once_though_its_answer_does_not_arrive(tmp_path: Path) -> None:
+    instruments = AdmissionInstruments(clock=SystemClock())
+    server = QuestionServer(Refusing("x"), enforce=True, observer=instruments)  # type: ignore[arg-type]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def broken() -> None:
+            raise ConnectionResetError("the wrapper was killed")
+
+        writer.drain = broken  # type: ignore[method-assign]
+        await server.answer(reader, writer)
+
+    path = str(tmp_path / "sock")
+    async with await asyncio.start_unix_server(answer, path=path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(question(b"{}"))
+        await reader.read()
+        writer.close()
+    counted = [
+        (sample.labels["decision"], sample.value)
+        for family in instruments.registry.collect()
+        if family.name == "sds_admission_decisions"
+        for sample in family.samples
+        if sample.value
+    ]
+    assert counted == [("admission_not_listed", 1)]
 
 
 def test_it_is_ready_while_a_policy_is_in_force() -> None:

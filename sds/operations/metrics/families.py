@@ -313,6 +313,7 @@ UNREAD: Final = ("admission_form", "internal", "unanswered")
 UNADMITTED: Final = (
     "admission_not_listed",
     "admission_form",
+    "cri_not_described",
     "cri_unavailable",
     "cri_unknown_shape",
     "internal",
