@@ -76,8 +76,8 @@ WORKLOAD: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "cri_unavailable": Reason(
-        "Check `node.cri.socket` (of `sds admission`: `runtime.socket`), that the runtime is up, and "
-        "that the process may open the socket.",
+        "Check `node.cri.socket` (of `sds admission`: `runtime.socket`), that the runtime is up, "
+        "and that the process may open the socket.",
         retriable=True,
     ),
     "cri_late": Reason(
