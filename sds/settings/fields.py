@@ -6,7 +6,9 @@ later code parses text again. Refusals say what a good value looks like.
 
 from __future__ import annotations
 
+import functools
 import re
+import typing
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -37,6 +39,7 @@ from sds.rules.pattern import (
 )
 from sds.settings.https_url import check_host
 from sds.settings.paths import parse_path
+from sds.settings.shape import members
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +64,8 @@ class Written(BaseModel):
     """The base of every model that a person writes.
 
     An optional field without a value is refused, because its entries may be commented out, or a
-    template left it empty: ``policy:`` would start an agent that no signed policy binds.
+    template left it empty: ``policy:`` would start an agent that no signed policy binds. So is true
+    or false in place of a number.
     """
 
     @model_validator(mode="before")
@@ -73,6 +77,30 @@ class Written(BaseModel):
                 if field.default is None and data.get(written, "") is None:
                     raise ValueError(f"{written}: {_NO_VALUE}")
         return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_numbers(cls, data: Any, info: ValidationInfo) -> Any:
+        if info.context is FROM_A_FILE and isinstance(data, dict):
+            for name, value in data.items():
+                if isinstance(value, bool) and name in _numbers(cls):
+                    raise ValueError(f"{name}: expected a number, found {str(value).lower()}")
+        return data
+
+
+@functools.cache
+def _numbers(model: type[BaseModel]) -> frozenset[str]:
+    """Return the fields of a model that are numbers, for which pydantic takes true as 1."""
+    return frozenset(
+        field.alias or name
+        for name, field in model.model_fields.items()
+        if bool not in (kinds := set(members(field.annotation))) and any(map(_is_number, kinds))
+    )
+
+
+def _is_number(kind: Any) -> bool:
+    one_of = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    return kind in {int, float} or any(isinstance(each, int) for each in one_of)
 
 
 class Settings(Written):

@@ -94,7 +94,7 @@ def paths(model: type[BaseModel], seen: tuple[type, ...] = ()) -> Iterator[tuple
                     yield (field.alias or name, *between, *rest)
 
 
-def put(base: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+def put(base: dict[str, Any], path: tuple[Any, ...], *, value: Any) -> dict[str, Any]:
     made = copy.deepcopy(base)
     here: Any = made
     for step, following in pairwise(path):
@@ -131,7 +131,7 @@ def test_every_wrong_value_is_refused_in_words(model: type[BaseModel]) -> None:
         for value in VALUES:
             tried += 1
             try:
-                yamlfile.validate(put(base, path, value), model, what="f.yaml")
+                yamlfile.validate(put(base, path, value=value), model, what="f.yaml")
             except ConfigurationError as error:
                 refusals += 1
                 words = re.sub(r"'(?:[^'\\]|\\.)*'|the text \".*?\"", "", str(error))
@@ -140,6 +140,19 @@ def test_every_wrong_value_is_refused_in_words(model: type[BaseModel]) -> None:
     assert not told, told
     assert tried > least
     assert refusals > tried / 2
+
+
+@pytest.mark.parametrize("model", WRITTEN)
+def test_true_is_no_number(model: type[BaseModel]) -> None:
+    base, _ = WRITTEN[model]
+    for path in paths(model):
+        try:
+            found: Any = yamlfile.validate(put(base, path, value=True), model, what="f.yaml")
+        except ConfigurationError:
+            continue
+        for step in path:
+            found = found[0] if step == 0 else getattr(found, step)
+        assert found is True, path
 
 
 def patterns(schema: Any) -> Iterator[str]:
