@@ -28,12 +28,14 @@ from sds.secrets.rotation_settings import RotationSettings
 from sds.serving.generic import GenericSecretFiles
 from sds.serving.service import SecretService, ServingOptions
 from sds.serving.tickets import SessionTickets
+from sds.workload.attestors import ATTESTORS
+from sds.workload.chosen import open_to_pods
 from sds.workload.forms import impossible_values
 from sds.workload.mapping import WorkloadRule
 from sds.workload.service_dns_names import wildcards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sds.agent.config import AgentConfig
     from sds.agent.memory_fit import MemoryFit
@@ -348,9 +350,16 @@ def warnings(config: AgentConfig, policy: AgentPolicy | None = None) -> tuple[st
     return (
         *found,
         *impossible_values(rules),
+        *_open_to_pods(config, rules),
         *_names_from_istio(config),
         *_names_of_services(config),
     )
+
+
+def _open_to_pods(config: AgentConfig, rules: Sequence[WorkloadRule]) -> Iterator[str]:
+    """Return rules that any pod can satisfy, if the agent expects pods on this node."""
+    if config.node is not None and any(ATTESTORS[one].pods for one in config.node.attestors):
+        yield from open_to_pods(rules)
 
 
 def _names_from_istio(config: AgentConfig) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from sds.policy.lint_attestation import evidence_warnings, guest_errors, guest_warnings
 from sds.rules.glob import Glob, GlobIndex
 from sds.rules.pattern import format_spiffe_pattern
+from sds.workload.chosen import names_pods, open_to_pods
 from sds.workload.forms import impossible_values
 
 if TYPE_CHECKING:
@@ -41,9 +42,16 @@ def warnings(document: PolicyDocument, *, now: datetime) -> list[str]:
         *evidence_warnings(document),
         *guest_warnings(document),
         *(f"workloads: {text}" for text in impossible_values(document.workloads)),
+        *_open_to_pods(document),
         *_allow(document),
         *_federation(document),
     ]
+
+
+def _open_to_pods(document: PolicyDocument) -> Iterator[str]:
+    """Yield rules that any pod can satisfy, if the document shows that there are pods."""
+    if document.pods or any(map(names_pods, document.workloads)):
+        yield from (f"workloads: {text}" for text in open_to_pods(document.workloads))
 
 
 def _window(document: PolicyDocument, now: datetime) -> Iterator[str]:

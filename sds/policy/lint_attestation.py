@@ -17,6 +17,7 @@ from sds.attestation.snp.report import Product
 from sds.errors import IdentityError
 from sds.rules.pattern import parse_spiffe_pattern
 from sds.rules.template import template_fields
+from sds.workload.chosen import CHOSEN
 from sds.workload.mapping import selector_of_field
 from sds.workload.service_dns_names import wildcards
 
@@ -31,14 +32,6 @@ if TYPE_CHECKING:
 
 CLAIM: Final = "k8s:"
 """The prefix of selectors that the API server asserts, so that a writer of etcd can change them."""
-_WITH_CLAIMS: Final = frozenset(
-    {
-        *("socket:name", "unix:uid", "unix:gid", "unix:supplementary-gid", "unix:path"),
-        "cri:container-name",
-    }
-)
-"""Selectors that tell nobody apart beside claims: whoever writes a pod into etcd also writes its
-user, its image's paths and its containers' names, and every pod connects to the node's socket."""
 _FIELD: Final = re.compile(r"[^/{}]*\{[^{}]*\}[^/]*")
 _ROLLBACK: Final = timedelta(days=31)
 _TOKEN: Final = EvidenceKind.KUBERNETES_TOKEN
@@ -91,9 +84,13 @@ def guest_warnings(document: PolicyDocument) -> Iterator[str]:
 
 
 def _rests_on_claims(rule: WorkloadRule) -> bool:
-    """Say whether a writer of etcd chooses everything that the rule asks for."""
+    """Say whether a writer of etcd chooses everything that the rule asks for.
+
+    Whoever writes a pod into etcd also writes its user, its image's paths and its containers'
+    names.
+    """
     claims = [kind for kind in rule.match if kind.startswith(CLAIM)]
-    return bool(claims) and set(rule.match) <= {*claims, *_WITH_CLAIMS}
+    return bool(claims) and set(rule.match) <= {*claims, *CHOSEN}
 
 
 def claimed_fields(rule: WorkloadRule) -> tuple[str, ...]:

@@ -80,3 +80,28 @@ def test_the_agent_and_sds_policy_lint_say_it() -> None:
         }
     )
     assert any("rule web: no caller has unix:uid 'root'" in line for line in build.warnings(config))
+
+
+@pytest.mark.parametrize(
+    ("attestors", "match", "said"),
+    [
+        (["unix", "kubernetes"], {"unix:uid": "1"}, True),
+        (["unix", "cri"], {"unix:uid": "1", "unix:path": "/bin/x"}, True),
+        (["unix", "kubernetes"], {"unix:uid": "1", "k8s:ns": "shop"}, False),
+        (["unix"], {"unix:uid": "1"}, False),
+    ],
+)
+def test_the_agent_says_which_rules_any_pod_can_satisfy(
+    attestors: list[str], match: dict[str, str], *, said: bool
+) -> None:
+    config = AgentConfig.model_validate(
+        {
+            "trust_domain": "example.org",
+            "run_dir": "/run/x",
+            "authority": {"addresses": ["ca:1"]},
+            "node": {"attestors": attestors},
+            "workloads": [{"name": "web", "match": match, "spiffe_id": "spiffe://example.org/web"}],
+        }
+    )
+    told = "rule web: the author of a pod chooses all that it asks for"
+    assert any(told in line for line in build.warnings(config)) is said

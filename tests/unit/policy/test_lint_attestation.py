@@ -66,6 +66,25 @@ def test_rules_of_guests_that_rest_on_claims_alone_are_errors(
     assert ("error: workloads: pods rests on the API server's claims alone" in text) is wrong
 
 
+@pytest.mark.parametrize(
+    ("rules", "more", "said"),
+    [
+        ([rule(unix_uid="1")], [rule(k8s_ns="*")], True),
+        ([rule(unix_uid="1", unix_path="/bin/x")], [rule(**{"cri_pod-digest": DIGEST})], True),
+        ([rule(**{"cri_container-name": "web"})], [], True),
+        ([rule(unix_uid="1", k8s_ns="a")], [rule(k8s_ns="*")], False),
+        ([rule(unix_uid="1", unix_sha256="ab" * 32)], [rule(k8s_ns="*")], False),
+        ([rule(unix_uid="1")], [], False),  # nothing says that there are pods
+    ],
+)
+def test_rules_that_any_pod_can_satisfy_are_warned_of(
+    tmp_path: Path, rules: list[Any], more: list[Any], *, said: bool
+) -> None:
+    others = [{**each, "name": f"other{at}"} for at, each in enumerate(more)]
+    _, text = lint(tmp_path, nodes=[NODES], workloads=[*rules, *others])
+    assert ("rule pods: the author of a pod chooses all that it asks for" in text) is said, text
+
+
 def test_names_from_claims_and_long_windows_are_warned_of_in_guests(tmp_path: Path) -> None:
     mixed = [rule(k8s_ns="*", **{"cri_pod-digest": DIGEST})]
     _, text = lint(tmp_path, nodes=[GUESTS], workloads=mixed, not_after="2026-03-01T00:00:00Z")
