@@ -37,6 +37,7 @@ from sds.settings.fields import (
     Settings,
     TrustDomainField,
 )
+from sds.settings.overwriting import require_files_of_their_own
 from sds.workload.attestors import ATTESTORS
 from sds.workload.mapping import (
     NAMES_IN_NAMESPACE,
@@ -246,6 +247,8 @@ class AgentConfig(Settings):
         """Refuse a copy of nothing."""
         if self.policy_copy is not None and self.policy is None:
             raise ValueError("policy_copy: there is no policy to copy; write the section policy")
+        if self.policy_copy is not None:
+            require_files_of_their_own(self, ["policy_copy"])
 
     def _check_authority(self) -> None:
         """Refuse evidence of us or of the authority if the authority neither takes nor gives any.

@@ -42,6 +42,7 @@ from sds.settings.fields import (
 )
 from sds.settings.https_url import check_host
 from sds.settings.listen import ListenAddress, host_and_port
+from sds.settings.overwriting import require_files_of_their_own
 from sds.workload.mapping import check_trust_domain
 
 _SIGNING_KEYS = frozenset({KeyType.EC_P256, KeyType.EC_P384, KeyType.ED25519})
@@ -399,6 +400,7 @@ class AuthorityConfig(Settings):
                 "attestation.kind: a Kubernetes token is evidence for an authority above this one "
                 "alone, and signer names none: remove attestation, or write signer.kind: upstream"
             )
+        require_files_of_their_own(self, ["tls.certificate_out", "signer.csr_file"])
         if self.policy is not None and self.identities:
             raise ValueError("give policy or identities, not both: one decides")
         for number, section in enumerate(self.identities):
