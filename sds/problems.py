@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 class Problems:
     """The last problem of each thing."""
 
-    __slots__ = ("_last",)
+    __slots__ = ("_asked", "_last")
 
     def __init__(self) -> None:
         self._last: dict[Hashable, str] = {}
+        self._asked: set[Hashable] = set()
+        """The things whose problem is to be told again."""
 
     def is_news(self, why: object, *, of: Hashable = None) -> bool:
         """Note a problem, and say whether it is worth a line.
@@ -30,15 +32,21 @@ class Problems:
             of: the thing that has it; may be left out where there is only one.
         """
         words = str(why)
-        if self._last.get(of) == words:
+        if self._last.get(of) == words and of not in self._asked:
             return False
         self._last[of] = words
+        self._asked.discard(of)
         return True
 
     def over(self, *, of: Hashable = None) -> bool:
         """Note that the thing works, and say whether it had a problem."""
+        self._asked.discard(of)
         return self._last.pop(of, None) is not None
 
-    def forget(self) -> None:
-        """Forget all of them: somebody asks to be told again (SIGHUP)."""
-        self._last.clear()
+    def now(self) -> tuple[str, ...]:
+        """Return the words of every problem that lasts."""
+        return tuple(self._last.values())
+
+    def tell_again(self) -> None:
+        """Let each problem that lasts be worth a line once more: somebody asks (SIGHUP)."""
+        self._asked.update(self._last)

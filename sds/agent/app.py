@@ -217,6 +217,8 @@ async def running_agent(
                 *build.warnings(config, policy),
                 *owners.memory.notices,
                 *(() if node is None else node.notices()),
+                *(() if verification is None else verification.files.notices()),
+                *(() if generic is None else generic.notices()),
             ),
             errors=lambda: instruments.errors,
         )

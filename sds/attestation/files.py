@@ -367,9 +367,15 @@ class FollowedFiles:
                 extra={"lists": len(found.lists)},
             )
 
+    def notices(self) -> tuple[str, ...]:
+        """Return why what was read before is in force and not the files; nothing if they are."""
+        if not self.problem:
+            return ()
+        return (f"what was read before stays in force: {self.problem}",)
+
     def ask(self) -> None:
         """Read again at once (SIGHUP)."""
-        self._problems.forget()
+        self._problems.tell_again()
         self._asked.set()
 
     async def follow(self) -> None:

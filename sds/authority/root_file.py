@@ -84,7 +84,11 @@ class RootFile:
                 "the roots of the authority's TLS changed", extra={"path": str(self._path)}
             )
         self._pem = pem
-        self._problems.over()
+        if self._problems.over():
+            _LOGGER.info(
+                "the roots of the authority's TLS can be used again",
+                extra={"path": str(self._path)},
+            )
         return pem
 
     def _say(self, error: ConfigurationError) -> None:

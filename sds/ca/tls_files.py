@@ -63,7 +63,7 @@ class FollowedTls:
 
     def ask(self) -> None:
         """Read again at once (SIGHUP)."""
-        self._problems.forget()
+        self._problems.tell_again()
         self._asked.set()
 
     async def follow(self) -> None:
@@ -82,7 +82,11 @@ class FollowedTls:
         except TimeoutError:
             self._say(ConfigurationError(f"{self._certificate} or its key does not answer"))
             return
-        self._problems.over()
+        if self._problems.over():
+            _LOGGER.info(
+                "the TLS certificate can be used again",
+                extra={"not_after": found.not_after.isoformat()},
+            )
         if found != self._current:
             self._current = found
             _LOGGER.info(

@@ -134,7 +134,9 @@ class TokenKeys:
                     await self._clock.sleep(min(error.later, _EVERY_SECONDS))
                 await retry.pause()
                 continue
-            said = ""
+            if said:
+                said = ""
+                _LOGGER.info("the keys of service-account tokens can be read again")
             retry.succeeded()
             self._absent = asked
             await self._clock.sleep(_SHORTEST_SECONDS)

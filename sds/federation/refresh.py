@@ -244,7 +244,10 @@ class Federation:
                 )
             else:
                 failures, hint = 0, bundle.refresh_hint
-                self._problems.over(of=source.trust_domain)
+                if self._problems.over(of=source.trust_domain):
+                    _LOGGER.info(
+                        "bundle refreshed again", extra={"trust_domain": source.trust_domain}
+                    )
             wait = next_wait(
                 source, hint=hint, failures=failures, jitter=self._random.random(), later=later
             )

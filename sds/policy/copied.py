@@ -96,18 +96,21 @@ async def follow_copy(place: Path, holder: PolicyHolder, *, clock: Clock) -> Non
     """
     seen: _Mark | None = None
     outcome = OfferOutcome()
-    said = ""
+    problems = Problems()
     while True:
         if outcome.is_worth_another_offer(clock.now().wall):
             seen = None  # it was refused for its time alone
         try:
             seen, content = await threads.POLICY.run(_changed, place, seen)
-            said = ""
+            if problems.over():
+                _LOGGER.info(
+                    "the agent's copy of the policy can be read again",
+                    extra={"origin": str(place)},
+                )
         except OSError as error:
             content = None
             why = error.strerror or type(error).__name__
-            if why != said:
-                said = why
+            if problems.is_news(why):
                 _LOGGER.warning(
                     "the agent's copy of the policy cannot be read, what is in force stays: %s",
                     why,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SHOWN: Final = 256
-"""How much of a file that is no policy is offered: enough to be refused by name."""
+"""How much of a file that is no policy is offered: enough to be refused."""
 
 
 def read_signed(place: Path, *, max_bytes: int) -> bytes:
@@ -46,10 +46,13 @@ def read_signed(place: Path, *, max_bytes: int) -> bytes:
     left = 2 * max_bytes
     for file in files:
         content = yamlfile.read(file, max_bytes=max_bytes)
-        if _is_whole(content):
+        if content.strip() and _is_whole(content):
             whole.append(content)
         else:
-            broken.append(content[:_SHOWN])
+            broken.append(
+                content.strip()[:_SHOWN]
+                or f"nothing is in {file.name!r}".encode("ascii", "replace")
+            )
         left -= len(content)
         if left < 0:
             raise ConfigurationError(

@@ -75,6 +75,8 @@ class PolicyHolder:
         """Whether listeners were told that the policy is over, and whether one who asked was."""
         self._woken = asyncio.Event()
         self._last_error: PolicyError | None = None
+        self._refused_from: set[str] = set()
+        """The origins (files, or the authority) whose last offer was refused."""
 
     # --- what is in force -----------------------------------------------------------------------
 
@@ -141,7 +143,7 @@ class PolicyHolder:
 
     @property
     def last_error(self) -> PolicyError | None:
-        """Return why the last offer was not (wholly) good, or None if it was."""
+        """Return why the last offer was not (wholly) good or not to be had; None if it was."""
         return self._last_error
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -168,8 +170,27 @@ class PolicyHolder:
         outcome = self._take(document, origin, most_bytes=MOST_OFFERED_BYTES)
         self._last_error = outcome.refusal
         if outcome.refusal is not None:
+            self._refused_from.add(origin)
             self._say_refused(outcome.refusal, document, origin)
+        elif origin in self._refused_from:
+            self._refused_from.discard(origin)
+            if outcome.taken is None:  # otherwise a line says what is in force now
+                _LOGGER.info(
+                    "policy from %s is good again; epoch %d stays",
+                    origin,
+                    self.epoch,
+                    extra={"origin": origin, "policy_epoch": self.epoch},
+                )
         return outcome
+
+    def missed(self, error: PolicyError) -> None:
+        """Note that the operator's files cannot be read; status and metrics say so.
+
+        What is in force stays.
+        """
+        self._last_error = error
+        if self._watcher is not None:
+            self._watcher.refused(error)
 
     def take_from_stranger(self, document: bytes) -> OfferOutcome:
         """Do what :meth:`take` does for a caller that has proven nothing; only signatures count.

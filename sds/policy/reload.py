@@ -4,7 +4,8 @@ Owns reading and watching. Invariants: a file counts only as a whole (the signat
 half-written one is invalid, so it changes nothing, and the next event brings the rest); a replaced
 file, a file written in place, and Kubernetes' swap of the ``..data`` symlink are all noticed, by
 the kernel's events or by a look every minute; a file that cannot be read leaves the last good
-policy in force; after the start nothing is read on the event loop.
+policy in force, and status and metrics say that it cannot; after the start nothing is read on the
+event loop.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
-from sds.errors import ConfigurationError
+from sds.errors import ConfigurationError, PolicyError
 from sds.files import is_folder
 from sds.policy.envelope import MAX_SIGNED_BYTES
 from sds.policy.files import read_signed
 from sds.policy.succession import OfferOutcome
+from sds.problems import Problems
 from sds.settings.watching import watch_folder
 from sds.supervision import supervised
 
@@ -52,6 +54,8 @@ class PolicyFiles:
         self._outcome = OfferOutcome()
         """The outcome of the last offer from here (the authority offers to the holder too)."""
         self._asked = asyncio.Event()
+        self._problems = Problems()
+        """Why it cannot be read, as it was logged last."""
 
     def load(self) -> None:
         """Read and offer the content, whether it changed or not.
@@ -65,6 +69,7 @@ class PolicyFiles:
     def ask(self) -> None:
         """Read again at once (SIGHUP)."""
         self._last = None
+        self._problems.tell_again()
         self._asked.set()
 
     async def follow(self) -> None:
@@ -94,14 +99,18 @@ class PolicyFiles:
             content = await self._read()
         except ConfigurationError as error:
             self._outcome = OfferOutcome()  # the file that it waited for is gone, so nothing is due
-            if self._last != b"":
-                self._last = b""
+            self._last = None
+            missed = PolicyError(error.message, advice=error.advice, reason="policy_unreadable")
+            self.holder.missed(missed)
+            if self._problems.is_news(missed):
                 _LOGGER.warning(
                     "the policy cannot be read, what is in force stays: %s",
-                    error,
-                    extra={"origin": str(self._place), "reason": error.reason},
+                    missed,
+                    extra={"origin": str(self._place), "reason": missed.reason},
                 )
             return
+        if self._problems.over():
+            _LOGGER.info("the policy can be read again", extra={"origin": str(self._place)})
         if content != self._last or due:
             self._last = content
             self._outcome = self.holder.take(content, origin=str(self._place))

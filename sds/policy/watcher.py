@@ -22,7 +22,7 @@ class PolicyWatcher(Protocol):
         ...
 
     def refused(self, error: PolicyError) -> None:
-        """Note that an offered policy was refused."""
+        """Note that an offered policy was refused, or that its file cannot be read."""
         ...
 
     def ended(self) -> None:

@@ -8,6 +8,10 @@ from sds.reasons.row import Reason
 
 POLICY: Final[dict[str, Reason]] = {
     "policy": Reason("A general reason: the message says what is wrong."),
+    "policy_unreadable": Reason(
+        "The policy's file or directory is missing or cannot be read; what is in force stays. Put "
+        "it back, and check its permissions."
+    ),
     "policy_malformed": Reason(
         "The file is damaged or is not the signed document. Sign the policy again, and distribute "
         "the `.json` file.",

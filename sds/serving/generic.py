@@ -102,9 +102,13 @@ class GenericSecretFiles:
             }
         )
 
+    def notices(self) -> tuple[str, ...]:
+        """Return which files cannot be used now, so that their earlier values are served."""
+        return tuple(f"a generic secret stays as it was: {why}" for why in self._problems.now())
+
     def ask(self) -> None:
         """Read again at once (SIGHUP)."""
-        self._problems.forget()
+        self._problems.tell_again()
         self._asked.set()
 
     async def follow(self, changed: Callable[[], object], *, clock: Clock) -> None:
@@ -133,7 +137,11 @@ class GenericSecretFiles:
                 said = f"generic_secrets.{name} of the workload {workload}: {path} does not answer"
                 self._failed(key, ConfigurationError(said))
             else:
-                self._problems.over(of=key)
+                if self._problems.over(of=key):
+                    _LOGGER.info(
+                        "a generic secret can be read again",
+                        extra={"workload": workload, "secret_name": name},
+                    )
         if self._take(fresh):
             _LOGGER.info("generic secrets changed")
             changed()

@@ -107,7 +107,9 @@ async def test_a_renewed_certificate_is_for_new_connections_and_costs_the_old_on
             assert len(said) == 1
             assert "is not the key of" in said[0].message
             write(tmp_path, second)
+            caplog.set_level("INFO")
             await served.look()
+            assert caplog.text.count("the TLS certificate can be used again") == 1
             for _ in range(2):
                 assert await shown(authority.port) == second.certificate_pem
             assert served.not_after == second.not_after
@@ -195,8 +197,10 @@ async def test_a_root_of_the_authoritys_tls_that_is_replaced_needs_no_restart(
         assert caplog.text.count("those that were read before stay in force") == 1
         # A root that was taken back counts no longer, also for a connection that is open.
         path.write_bytes(second.certificate_pem)
+        caplog.set_level("INFO")
         with pytest.raises(AuthorityUnavailableError):
             await issued(client)
+        assert caplog.text.count("the roots of the authority's TLS can be used again") == 1
     async with (
         world.running(tls=second) as authority,
         client_of(world, file, authority.port) as client,

@@ -301,8 +301,10 @@ async def test_a_file_is_followed(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         await observer.until(lambda: len(observer.failures) >= 2)
         assert "cannot be read" in str(observer.failures[0])
         assert caplog.text.count("bundle not refreshed") == 1
+        caplog.set_level("INFO")
         path.write_bytes(document.render([certificate_der(Issuer.make("a").certificate)]))
         await observer.until(lambda: len(roots(store)) == 1)
+        await observer.until(lambda: "bundle refreshed again" in caplog.text)
         path.write_text("garbage")
         count = len(observer.failures)
         await observer.until(lambda: len(observer.failures) > count)

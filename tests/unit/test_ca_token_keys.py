@@ -100,7 +100,10 @@ async def test_strangers_cannot_make_it_ask_often() -> None:
         assert keys.key("old").key_id == "old"
 
 
-async def test_an_api_server_that_is_down_costs_no_key() -> None:
+async def test_an_api_server_that_is_down_costs_no_key(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "sds.ca.token_keys")
     clock, cluster = FakeClock(), Cluster("old")
     async with following(cluster, clock) as keys:
         cluster.down = True
@@ -112,6 +115,10 @@ async def test_an_api_server_that_is_down_costs_no_key() -> None:
         cluster.ids = ["new"]
         await clock.advance(6)
         assert keys.key("new").key_id == "new"
+    assert caplog.messages == [
+        "the keys of service-account tokens cannot be read",
+        "the keys of service-account tokens can be read again",
+    ]
 
 
 async def test_a_token_is_gone_before_the_next_attempt() -> None:

@@ -149,6 +149,10 @@ async def test_a_value_that_changes_is_served_without_a_restart(
         assert pushes == [(b"ONE", b"two")]
         assert caplog.text.count("its value stays as it was") == 1
         assert "generic_secrets.b of the workload web" in caplog.text
+        notice, *others = secrets.notices()
+        assert notice.startswith("a generic secret stays as it was: generic_secrets.b of the")
+        assert not others
+        caplog.set_level("INFO")
         second.write_bytes(b"TWO")
         secrets.ask()
         while len(pushes) < 2:
@@ -157,6 +161,8 @@ async def test_a_value_that_changes_is_served_without_a_restart(
         following.cancel()
         await asyncio.wait([following])
     assert pushes[1:] == [(b"ONE", b"TWO")]
+    assert caplog.text.count("a generic secret can be read again") == 1
+    assert secrets.notices() == ()
 
 
 async def test_a_file_that_hangs_keeps_its_value(monkeypatch: pytest.MonkeyPatch) -> None:

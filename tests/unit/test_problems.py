@@ -26,6 +26,16 @@ def test_things_have_problems_apart() -> None:
 def test_who_asks_is_told_again() -> None:
     problems = Problems()
     assert problems.is_news("empty")
-    problems.forget()
+    problems.tell_again()
+    assert problems.now() == ("empty",)
     assert problems.is_news("empty")
+    assert not problems.is_news("empty")
     assert problems.over()
+
+
+def test_who_asks_learns_that_a_problem_is_over() -> None:
+    problems = Problems()
+    assert problems.is_news("empty")
+    problems.tell_again()
+    assert problems.over()
+    assert problems.now() == ()

@@ -70,11 +70,13 @@ def test_while_it_runs_a_bad_file_takes_nothing_from_the_others(
         assert folder.certificates() == [ONE, OTHER]
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
     assert faults.counts()["certificate file"] == before + 6
+    caplog.set_level(logging.INFO)
     first.write_bytes(certificate_pem([OTHER]))
     (tmp_path / "c").unlink()
     assert folder.certificates() == [OTHER, OTHER]
+    assert caplog.messages[2:] == [f"attestation.certificates: {first} can be used again"]
     first.unlink()
     assert folder.certificates() == [OTHER], "what is taken away is not sent any more"
     tmp_path.rename(tmp_path.with_name("gone"))
     assert folder.certificates() == [OTHER]
-    assert len(caplog.records) == 3
+    assert len(caplog.records) == 4

@@ -429,6 +429,9 @@ async def test_files_that_do_not_answer_are_noticed(
     await verification.files._look()
     answers.set()
     assert "did not answer" in verification.files.problem
+    assert verification.files.notices() == (
+        f"what was read before stays in force: {verification.files.problem}",
+    )
     assert verification.collateral_failing() == (1, 0)
 
 

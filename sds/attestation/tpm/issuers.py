@@ -62,7 +62,7 @@ class IssuerFolder:
         except OSError as error:
             self._failed(self._folder, error)
             return [der for kept in self._kept.values() for der in kept]
-        self._problems.over(of=self._folder)
+        self._over(self._folder)
         self._kept = {path: der for path, der in self._kept.items() if path in files}
         return [der for path in files for der in self._now(path)]
 
@@ -72,7 +72,7 @@ class IssuerFolder:
         except _UNUSABLE as error:
             self._failed(path, error)
         else:
-            self._problems.over(of=path)
+            self._over(path)
         return self._kept.get(path, ())
 
     def _files(self) -> list[Path]:
@@ -85,6 +85,10 @@ class IssuerFolder:
         if len(found) > MOST_FILES:
             raise OSError(f"it has {len(found)} files, and at most {MOST_FILES} are read")
         return found
+
+    def _over(self, path: Path) -> None:
+        if self._problems.over(of=path):
+            _LOGGER.info("%s: %s can be used again", _FIELD, path, extra={"path": str(path)})
 
     def _failed(self, path: Path, error: Exception) -> None:
         faults.count("certificate file")

@@ -124,6 +124,9 @@ async def test_who_follows_takes_later_epochs_and_trusts_no_file(
         await until_said("what is in force stays")
         await asyncio.sleep(0.05)
         assert caplog.text.count("what is in force stays") == 1
+        caplog.set_level("INFO")
+        place.rmdir()
+        await until_said("the agent's copy of the policy can be read again")
     assert admission.epoch == 5
 
 
