@@ -15,6 +15,7 @@ from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import KINDS
 from sds.attestation.snp.report import Product  # noqa: TC001  pydantic reads annotations
 from sds.settings.fields import MOST, Count, PathField, Settings
+from sds.settings.https_url import check_http_url
 from sds.workload.kubernetes.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ _OF_KINDS: Final = {
 _BESIDE: Final = {"certificate_cache": "certificate_server", "product": "certificate_server"}
 """Field -> the field without which nothing reads it."""
 _OWN_KINDS: Final = frozenset[str]().union(*_OF_KINDS.values())
+
+
+Url = Annotated[str, AfterValidator(check_http_url)]
 
 
 class ExchangeKeySection(Settings):
@@ -101,7 +105,7 @@ class AttestationSection(Settings):
         "file names), for hosts that give none with the report. `tpm`: directory of its "
         "manufacturer's certificates.",
     )
-    certificate_server: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")] | None = Field(
+    certificate_server: Url | None = Field(
         default=None,
         description="SEV-SNP, also on Azure: URL of a server in the layout of AMD's KDS, usually a "
         "cache of your own. Its answers add no trust.",
@@ -116,7 +120,7 @@ class AttestationSection(Settings):
         description="`azure-snp-vtpm`, `azure-tdx-vtpm`, `tpm` and `auto`: the TPM's device, or "
         "the socket of a TPM in software. If unset: `/dev/tpmrm0`.",
     )
-    metadata_server: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")] = Field(
+    metadata_server: Url = Field(
         default="http://169.254.169.254",
         description="`azure-snp-vtpm` and `azure-tdx-vtpm` only: URL of the instance metadata "
         "service.",
@@ -172,9 +176,6 @@ class AttestationSection(Settings):
     def is_guest(self) -> bool:
         """Say whether the evidence is of a confidential guest, so the API server is untrusted."""
         return self.kind is not None and self.kind != "kubernetes-token"
-
-
-Url = Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")]
 
 
 _OF_INTEL: Final = ("authorities", "update", "tcb_evaluation_data_number", "pcs", "root_list")

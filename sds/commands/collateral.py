@@ -10,7 +10,6 @@ import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import click
 
@@ -20,6 +19,7 @@ from sds.attestation.snp.report import Product
 from sds.clock import SystemClock
 from sds.commands.options import NamedPath, output, refuse_idle, written
 from sds.errors import ConfigurationError, EvidenceError
+from sds.settings.https_url import check_http_url, without_password
 from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
@@ -40,13 +40,9 @@ def _url(_: click.Context, __: click.Parameter, value: str | None) -> str | None
     if value is None:
         return None
     try:
-        parts = urlsplit(value)
-        usable = parts.scheme in {"https", "http"} and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or not value.isprintable() or " " in value:
-        raise click.BadParameter(f"{value!r} is not a URL such as https://pccs.example.org:8081")
-    return value.rstrip("/")
+        return check_http_url(value).rstrip("/")
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, found {without_password(value)!r}") from error
 
 
 _PCS_OPTION = click.option(

@@ -15,7 +15,6 @@ _LONGEST_SHOWN: Final = 80
 _HEX: Final = re.compile(r"\^\[0-9a-f\]\{(\d+)\}\$")
 _PATTERNS: Final[dict[str, str]] = {
     "^([0-9a-f]{96}|[0-9a-f]{64})$": "64 or 96 lower-case hexadecimal digits",
-    r"^https?://[^\s?#]+$": "an http:// or https:// URL without a query",
     "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$": "a name of at most 63 letters, digits, '.', '_' or '-' "
     "that begins with a letter or a digit",
     "^[A-Za-z0-9][A-Za-z0-9._-]{0,252}$": "a name of at most 253 letters, digits, '.', '_' or '-' "

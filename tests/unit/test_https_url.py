@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from sds.attestation.section import AttestationSection, VerificationSection
 from sds.errors import ConfigurationError
 from sds.federation.endpoint import BundleServer
-from sds.settings.https_url import check_https_url
+from sds.settings.https_url import check_http_url, check_https_url
 from sds.settings.words import shown
+from sds.settings.yamlfile import validate
 
 USABLE = [
     "https://bundle.example.org",
@@ -45,6 +47,31 @@ TYPOS = [
     "https://example.org/\ud800",
     "https://example.org/\n",
 ]
+
+
+@pytest.mark.parametrize(
+    "text", [*(one for one in TYPOS if one != "http://example.org"), "https://example.org/b?x=1"]
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_servers_of_signed_answers_have_the_same_rules(text: str, scheme: str) -> None:
+    changed = text.replace("https", scheme, 1)
+    with pytest.raises(ValueError, match="expected a URL that can be fetched, but"):
+        check_http_url(changed)
+    fetch = {"products": ["genoa"], "kds": changed}
+    for model, data, field in (
+        (VerificationSection, {"collateral": "/c", "fetch": fetch}, "fetch.kds"),
+        (AttestationSection, {"kind": "auto", "certificate_server": changed}, "certificate_server"),
+        (AttestationSection, {"kind": "auto", "metadata_server": changed}, "metadata_server"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"x: {field}: expected a URL") as caught:
+            validate(data, model, what="x")
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [*USABLE, "http://pccs.example.org:8081"])
+def test_the_servers_of_signed_answers_may_speak_http(text: str) -> None:
+    without = text.partition("?")[0]
+    assert check_http_url(without) == without
 
 
 @pytest.mark.parametrize("text", USABLE)
