@@ -11,8 +11,8 @@ GENERAL: Final[dict[str, Reason]] = {
         "A fault of this program. Report it with the log line and the version (`sds --version`).",
     ),
     "configuration": Reason(
-        "Correct the field that the message names; `sds agent --check-config` tries a file "
-        "without starting.",
+        "Correct the field that the message names; `sds agent --check-config` and `sds ca "
+        "--check-config` try a file without starting.",
     ),
     "socket": Reason(
         "Choose a shorter path (that of a Unix socket has at most 107 bytes) or a directory that "

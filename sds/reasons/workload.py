@@ -106,8 +106,9 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "Compare with `sds policy pod`: something in the pod is not in its list.",
     ),
     "admission_not_listed": Reason(
-        "`sds admission` started nothing, because no signed rule under `pods:` lists it. Compare "
-        "the digest in the message with `sds policy pod --lines`, and sign a new epoch.",
+        "No signed rule under `pods:` lists it, so `sds admission` refused it (with `enforce: "
+        "false` it ran). Compare the digest in the message with `sds policy pod --lines`, and sign "
+        "a new epoch.",
     ),
     "admission_form": Reason(
         "The message names the part. A terminal and open standard input are never admitted; nor is "
