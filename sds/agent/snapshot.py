@@ -132,7 +132,7 @@ class LivingParts:
     def asks_authority(self) -> bool:
         """Say whether the authority is going to be asked again, whatever happens."""
         return (self.gives_news and self.rotation.may_ask()) or any(
-            one.wanted and (one.attempts or one.not_after is None) for one in self.identities()
+            one.wanted and (one.reason or one.not_after is None) for one in self.identities()
         )
 
     def refused_subscriptions(self) -> int:

@@ -368,7 +368,8 @@ def _errors(identities: Iterable[agent_pb2.Identity]) -> Iterator[Text]:
     for (reason, words), those in kinds[:_MAX_KINDS]:
         attempts = max(one.failed_attempts for one in those)
         who = those[0].spiffe_id if len(those) == 1 else f"{len(those)} identities"
-        tries = f"{attempts} attempt{'s' if attempts != 1 else ''} failed"
+        # Once something changed that may cure it, they are counted anew, and the next one goes on.
+        tries = f"{attempts or 'the last'} attempt{'s' if attempts > 1 else ''} failed"
         yield Text(f"{who}: {tries}: {words} [{reason}]", style="red")
     if len(kinds) > _MAX_KINDS:
         yield Text(f"{len(kinds) - _MAX_KINDS} more kinds of errors: --output json shows all")

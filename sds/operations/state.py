@@ -47,7 +47,8 @@ class IdentityState:
         received_at: when that SVID was received.
         renew_at: when its renewal is due.
         rotations: how many SVIDs were taken into service.
-        failed_attempts: how many attempts failed since the last success.
+        failed_attempts: how many attempts failed since the last success, or since something
+            changed that may cure the failure.
         reason: why the last attempt failed, as a stable label; empty if it succeeded.
         message: the same in words.
     """

@@ -31,8 +31,9 @@ class IdentityStatus:
         not_after: the end of that certificate's validity.
         renew_at: when the next renewal is due.
         rotations: how many certificates were taken into service.
-        attempts: how many attempts failed since the last success.
-        reason: the reason of the last failure.
+        attempts: how many attempts failed since the last success, or since something changed that
+            may cure the failure.
+        reason: the reason of the last failure; empty after a success.
         message: the text of the last failure.
         wanted: whether somebody may have it now; False at rest, and before its first caller.
     """

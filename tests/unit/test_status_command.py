@@ -89,6 +89,11 @@ def test_equal_errors_are_one_line_though_they_name_the_identity() -> None:
     assert "not ready: no certificate yet: a" in shown
 
 
+def test_a_failure_that_something_may_cure_is_shown_until_the_next_attempt() -> None:
+    (shown,) = [line for line in text(state(identities=(waiting(0, "none"),))) if "[x]" in line]
+    assert shown.endswith(": the last attempt failed: none [x]")
+
+
 def test_kinds_of_errors_are_bounded() -> None:
     many = tuple(waiting(n, f"error {n}") for n in range(50))
     shown = text(state(identities=many))

@@ -140,7 +140,7 @@ class StoreCollector:
         yield _gauge(
             "sds_identities_failing",
             "Identities that are wanted and whose last attempt to get an SVID failed.",
-            sum(one.attempts > 0 for one in wanted),
+            sum(bool(one.reason) for one in wanted),
         )
         yield _gauge("sds_bundles", "Trust bundles that are served.", len(self._store.bundles()))
         yield _gauge(

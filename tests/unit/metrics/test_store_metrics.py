@@ -130,6 +130,7 @@ def test_what_nobody_wants_is_neither_late_nor_unserved(
         store.put_svid(one)
     expired = Identity(spiffe_id=SpiffeId.parse("spiffe://a.test/expired"))
     failing = Identity(spiffe_id=SpiffeId.parse("spiffe://a.test/failing"))
+    asks_again = Identity(spiffe_id=SpiffeId.parse("spiffe://a.test/asks-again"))
     collector.wanted = lambda: [
         *(
             IdentityStatus(
@@ -142,7 +143,9 @@ def test_what_nobody_wants_is_neither_late_nor_unserved(
             for one in (used, *others)
         ),
         IdentityStatus(identity=expired, condition="waiting", rotations=1, wanted=False),
-        IdentityStatus(identity=failing, condition="waiting", attempts=3, wanted=False),
+        IdentityStatus(identity=failing, condition="waiting", attempts=3, reason="x", wanted=False),
+        # The authority answered somebody, so attempts are counted anew: none has succeeded yet.
+        IdentityStatus(identity=asks_again, condition="waiting", attempts=0, reason="x"),
     ]
     found = {one.name: one.samples for one in collector.collect()}
     left = {one.labels["spiffe_id"]: one.value for one in found["sds_svid_remaining_ratio"]}
@@ -150,7 +153,7 @@ def test_what_nobody_wants_is_neither_late_nor_unserved(
     counts = {
         name: found[f"sds_identities_{name}"][0].value for name in ("wanted", "served", "failing")
     }
-    assert counts == {"wanted": 1, "served": 1, "failing": 0}
+    assert counts == {"wanted": 2, "served": 1, "failing": 1}
     assert found["sds_svids"][0].value == 3
 
 
