@@ -295,6 +295,7 @@ class FrontDoor:
         if len(theirs) >= self._limits.connections_per_owner:
             raise WorkloadError(
                 f"{owner} has {self._limits.connections_per_owner} connections already",
+                advice="raise node.connections_per_owner, or find out why it opens so many",
                 reason="connection_limit",
             )
         if len(self._connections) >= self._limits.connections:
@@ -317,10 +318,12 @@ class FrontDoor:
         if len(most) <= 2 * (count + 1):
             raise WorkloadError(
                 f"there are {self._limits.connections} connections already",
-                advice="raise the limit of connections, or find out who opens so many",
+                advice="raise node.connections, or find out who opens so many",
                 reason="connection_limit",
             )
         newest = next(reversed(most))
+        why = f"{newest.owner} has the most connections, so one ends for an owner with few"
+        self._refused("connection_limit", WorkloadError(why, reason="connection_limit"))
         self._forget(newest)  # it no longer counts; its task ends in its turn
         if newest.task is not None:
             self._ends.add(newest.task.cancel)

@@ -256,7 +256,7 @@ async def test_shares_of_connections(tmp_path: Path) -> None:
 
 
 async def test_owners_that_are_many_together_keep_nobody_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As the pods of one tenant would: who has the most makes room."""
     names = iter(("pod a", "pod a", "pod a", "pod b", "pod b", "pod b", "pod c", "pod c"))
@@ -271,7 +271,8 @@ async def test_owners_that_are_many_together_keep_nobody_out(
             stack.callback(writer.close)
             await until(functools.partial(lambda n: door.door.connections == n, count))
         assert await ask(door.path) == "spiffe://example.org/r0"  # pod c is served
-        assert not door.door.statistics.refused
+        assert door.door.statistics.refused == {"connection_limit": 1}  # the one that ends for it
+        assert [vars(one)["why"].message.split()[1] for one in caplog.records] == ["a"]
         await until(lambda: door.door.connections == 5)
         assert sorted(map(len, door.door._owners.values())) == [2, 3]
 

@@ -62,6 +62,7 @@ class NodeCollector(Collector):
         refused = CounterMetricFamily(
             "sds_node_connections_refused",
             "Connections to these sockets that were refused before anything was served, by reason; "
+            "'connection_limit': or that ended because an owner with far fewer had no room; "
             "'descriptors': they wait, because the process has no file descriptors left.",
             labels=["reason"],
         )
