@@ -24,11 +24,11 @@ from sds.workload.cri.settings import PodContents
 from sds.workload.peer import Peer, process_start_time
 from sds.workload.proc import pod_roots
 from tests.support import need
-from tests.support.cgroups import hierarchies
+from tests.support.cgroups import group, hierarchies
 from tests.support.containerd import Containerd, containerd, first_process
 from tests.support.cri_node import CriNode
 from tests.support.node import short_folder
-from tests.support.process import output, running, sds
+from tests.support.process import PATIENCE_SECONDS, output, running, sds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -177,6 +177,39 @@ async def test_a_process_that_moved_itself_into_the_control_group(node: CriNode)
             assert why is not None
             assert why.reason == "cri_other_namespaces"
         assert (await facts(attestor, first_process(main))).values("cri:pod-digest")
+
+
+async def test_a_process_that_has_the_number_of_a_container_that_has_ended(node: CriNode) -> None:
+    """A root pod that mounts the control groups' file system writable makes the group again.
+
+    Every pod with an init container has one that has ended.
+    """
+    pod = await node.runtime.pod()
+    await node.runtime.container(pod)
+    initial = await node.runtime.container(pod, "init")
+    contents = await node.contents(pod)
+    groups = [top / "kubepods" / "burstable" / f"pod{pod.uid}" / initial for top in hierarchies()]
+    join = 'for g; do echo $$ > "$g/cgroup.procs" || exit 9; done; echo joined; exec sleep 60'
+    async with node.attestor(contents) as attestor:
+        number = first_process(initial)
+        assert (await facts(attestor, number)).values("cri:pod-digest")
+        os.kill(number, signal.SIGKILL)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while Path(f"/proc/{number}").exists() or any(map(Path.exists, groups)):
+                await asyncio.sleep(0.05)
+        with contextlib.ExitStack() as made:
+            for each in groups:
+                made.enter_context(group(each))
+            command = ["/bin/sh", "-c", join, "sh", *map(str, groups)]
+            while True:
+                Path("/proc/sys/kernel/ns_last_pid").write_text(str(number - 1))
+                async with running(command) as process:
+                    if process.pid == number:
+                        await process.line("joined")
+                        found = await facts(attestor, number)
+                        break
+            assert not found.selectors
+            assert found.why_unknown("cri:pod-digest")
 
 
 async def test_unmeasured_content_must_be_listed(node: CriNode) -> None:

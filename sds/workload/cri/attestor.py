@@ -1,7 +1,8 @@
 """The attestor itself: a caller's container and its whole pod as facts.
 
 Invariants: a caller belongs to a container only if it shares mount and PID namespace with the
-container's first process, so a process that moved itself into another control group gets nothing; a
+container's first process, which still runs, so a process that moved itself into another control
+group gets nothing, also if that is of a container that has ended and the process has its number; a
 container that is not in a pod's list takes ``cri:pod-digest`` from every caller of the pod, within
 :data:`POLL_SECONDS` and for as long as the sandbox exists.
 """
@@ -9,6 +10,7 @@ container that is not in a pod's list takes ``cri:pod-digest`` from every caller
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,6 +24,7 @@ from sds.workload.cri.lists import PodLists
 from sds.workload.cri.storing import Storing
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
+from sds.workload.peer import process_start_time
 from sds.workload.proc import read_cgroup, read_cgroup_of
 
 if TYPE_CHECKING:
@@ -76,7 +79,8 @@ class CriAttestor:
         self._roots = roots
         self._clock = clock
         self._error: WorkloadError | None = None
-        self._first_processes: dict[str, int] = {}
+        self._first_processes: dict[str, tuple[int, int]] = {}
+        """Number and start time of each container's first process."""
         self._refused: dict[str, WorkloadError] = {}
         self._looking = asyncio.Lock()
         self._explanations = Explanations(runtime, clock=clock)
@@ -218,12 +222,13 @@ class CriAttestor:
         Raises:
             WorkloadError: ``cri_other_namespaces``, or the kernel does not show namespaces.
         """
-        first = self._first_processes.get(identifier, 0)
+        first, started = self._first_processes.get(identifier, (0, 0))
         try:
             ours = [Path(f"/proc/{peer.pid}/ns/{kind}").readlink() for kind in _NAMESPACES]
             theirs = [Path(f"/proc/{first}/ns/{kind}").readlink() for kind in _NAMESPACES]
             group = self._roots.find(read_cgroup_of(first))
-        except (FileNotFoundError, ProcessLookupError) as error:
+            same = process_start_time(first) == started
+        except (FileNotFoundError, ProcessLookupError, PeerGoneError) as error:
             peer.check()
             raise WorkloadError(
                 "the first process of the caller's container has ended", reason="cri_unseen"
@@ -236,7 +241,7 @@ class CriAttestor:
             ) from error
         except CgroupError as error:
             raise WorkloadError(str(error), reason="cri_unseen") from error
-        if group is None or group.container_id != identifier:
+        if not same or group is None or group.container_id != identifier:
             raise WorkloadError(
                 "the pid of the container's first process belongs to another process now",
                 reason="cri_unseen",
@@ -389,7 +394,9 @@ class CriAttestor:
     async def _see_container(self, pod: SeenPod, each: Listed) -> None:
         said = await self._described(each.id, self._runtime.container)
         if said.pid:
-            self._first_processes[each.id] = said.pid
+            # Whoever has this number once it has ended is another process.
+            with contextlib.suppress(PeerGoneError, OSError):
+                self._first_processes[each.id] = (said.pid, process_start_time(said.pid))
         if each.id in pod.containers:
             return
         digest = await self._seen.add_container(pod, each, said)
