@@ -7,16 +7,14 @@ signed policy alone, never on settings of the kubelet or the API server.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field, StrictBool, model_validator
 
 from sds.operations.settings import MetricsSection  # noqa: TC001  pydantic reads it
 from sds.policy.settings import PolicySettings  # noqa: TC001  as above
-from sds.settings.fields import PathField, Settings, TrustDomainField
+from sds.settings.fields import AbsolutePath, PathField, Settings, TrustDomainField
 from sds.workload.cri.settings import PodContents, RuntimePlaces
-
-AbsolutePath = Annotated[str, Field(pattern=r"^/.")]
 
 
 class AdmissionRuntime(RuntimePlaces):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from sds.files import SOCKET_PATH_BYTES
-from sds.settings.fields import Duration, Settings
+from sds.settings.fields import AbsolutePath, Duration, Settings
 from sds.workload.attestors import ATTESTORS
 from sds.workload.cri.settings import CriSettings
 from sds.workload.kubernetes.settings import KubernetesSettings
@@ -28,7 +28,7 @@ class CsiSettings(Settings):
     ] = Field(
         default="csi.attested-sds", description="Name of the driver, as in the CSIDriver object."
     )
-    kubelet_dir: Annotated[str, Field(pattern=r"^/.*[^/]$")] = Field(
+    kubelet_dir: AbsolutePath = Field(
         default="/var/lib/kubelet",
         description="The kubelet's root directory. The agent needs its `pods`, `plugins/DRIVER` "
         "and `plugins_registry`, writable, at the same paths.",

@@ -18,6 +18,7 @@ import yaml
 from sds.commands.options import NamedPath, refuse_idle
 from sds.errors import ConfigurationError
 from sds.settings import yamlfile
+from sds.settings.paths import parse_absolute
 from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical, expected_exec
 from sds.workload.cri.image import read_image
 from sds.workload.cri.manifest import differences, exec_commands
@@ -31,6 +32,15 @@ if TYPE_CHECKING:
     from sds.workload.cri.runtime import Listed
 
 DEFAULTS = CriSettings()
+
+
+def _absolute(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        try:
+            parse_absolute(value)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}, found {value!r}") from error
+    return values
 
 
 @click.command("pod")
@@ -60,6 +70,7 @@ DEFAULTS = CriSettings()
     "--runtime-directory",
     "directories",
     multiple=True,
+    callback=_absolute,
     default=DEFAULTS.runtime_directories,
     help="The runtime's root and state directories, if they are not the usual ones: as in "
     "node.cri.runtime_directories.",

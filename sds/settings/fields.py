@@ -38,7 +38,7 @@ from sds.rules.pattern import (
     parse_spiffe_pattern,
 )
 from sds.settings.https_url import check_host
-from sds.settings.paths import parse_path
+from sds.settings.paths import parse_absolute, parse_path
 from sds.settings.shape import members
 
 if TYPE_CHECKING:
@@ -231,5 +231,7 @@ ServerName = Annotated[str, AfterValidator(_server_name)]
 """The name in a server's certificate: a DNS name, in any case, or an IP address."""
 CertificateDnsName = Annotated[str, PlainValidator(text_field(_certificate_name))]
 """A DNS name and not an IP address: no peer finds an IP address among a certificate's names."""
+AbsolutePath = Annotated[str, AfterValidator(parse_absolute)]
+"""An absolute path as other programs write it, because it is compared as text."""
 PathField = Annotated[Path, PlainValidator(text_field(parse_path, Path))]
 """A path, as written (relative ones count from the working directory)."""

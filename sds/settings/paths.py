@@ -40,6 +40,23 @@ def parse_path(text: str) -> Path:
     return Path(text)
 
 
+def parse_absolute(text: str) -> str:
+    """Parse a path that other programs write too, and that is compared as text.
+
+    Raises:
+        ValueError: as for :func:`parse_path`; or the path is not absolute, is ``/``, or has a part
+            by which it is another text of the same place.
+    """
+    parse_path(text)
+    if not text.startswith("/"):
+        raise ValueError("expected an absolute path")
+    if text == "/" or text.startswith("//") or os.path.normpath(text) != text:
+        raise ValueError(
+            "expected an absolute path below /, without '//', '.', '..' or a slash at its end"
+        )
+    return text
+
+
 def waits_for_a_shell(text: str) -> bool:
     """Return whether the path has a part that a shell would replace."""
     return _FOR_SHELLS.search(text) is not None

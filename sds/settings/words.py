@@ -22,7 +22,6 @@ _PATTERNS: Final[dict[str, str]] = {
     r"^https://[^\s]+$": "an https:// URL",
     "^/": "an absolute path",
     "^/.": "an absolute path below /",
-    "^/.*[^/]$": "an absolute path without a slash at its end",
     "^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$": "at most 63 lower-case letters, digits, '-' and '.', "
     "with a letter or a digit at both ends",
     "^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$": "namespace/name of a service account",

@@ -13,7 +13,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from sds.settings.fields import Settings
+from sds.settings.fields import AbsolutePath, Settings
 from sds.workload.cri.canonical import CanonicalContainer
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -71,13 +71,13 @@ class PodContents(Settings):
 class RuntimePlaces(Settings):
     """Where the runtime and its files are."""
 
-    socket: Annotated[str, Field(pattern=r"^/.")] = Field(
+    socket: AbsolutePath = Field(
         default="/run/containerd/containerd.sock", description="The runtime's CRI socket."
     )
-    kubelet_directory: Annotated[str, Field(pattern=r"^/.")] = Field(
+    kubelet_directory: AbsolutePath = Field(
         default="/var/lib/kubelet", description="The kubelet's `--root-dir`."
     )
-    runtime_directories: tuple[str, ...] = Field(
+    runtime_directories: tuple[AbsolutePath, ...] = Field(
         default=(
             "/var/lib/containerd",
             "/run/containerd",
