@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import stat
@@ -28,6 +29,7 @@ SOCKET_NAME: Final = "sds.sock"
 ISTIO_NAME: Final = "socket"
 """Istio's sidecars look for this name in ``workload-spiffe-uds``: a link beside the socket."""
 _NEW: Final = ".sds.sock.new"
+_MOVED: Final = ".sds.moved.{}"
 _DIRECTORY_MODE: Final = 0o755
 _BACKLOG: Final = 512
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -59,7 +61,10 @@ def open_socket(volume: PodVolume, *, kubelet: Path) -> socket.socket:
 
 
 def remove(volume: PodVolume, *, kubelet: Path) -> None:
-    """Remove the volume's directory and what this driver put there.
+    """Remove the volume's directory, what this driver put there, and empty directories.
+
+    The kubelet makes those for a ``subPath`` that the pod's author names, however deep, and would
+    wait forever for the volume to go.
 
     Raises:
         SocketError: the directory cannot be removed.
@@ -68,8 +73,9 @@ def remove(volume: PodVolume, *, kubelet: Path) -> None:
         with _above(volume, kubelet=kubelet) as above:
             with _below(above, volume.target.name) as directory:
                 for name in (SOCKET_NAME, ISTIO_NAME, _NEW):
-                    with contextlib.suppress(FileNotFoundError):
+                    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                         os.unlink(name, dir_fd=directory)
+                _remove_empty(directory)
             os.rmdir(volume.target.name, dir_fd=above)
     except FileNotFoundError:
         return
@@ -78,6 +84,27 @@ def remove(volume: PodVolume, *, kubelet: Path) -> None:
             f"the directory {volume.target} cannot be removed: {error.strerror or error}",
             advice="check what else the directory contains; the kubelet asks again",
         ) from error
+
+
+def _remove_empty(directory: int) -> None:
+    """Remove the directories in a directory that have nothing but directories in them."""
+    there = _directories(directory)
+    free = (each for each in map(_MOVED.format, itertools.count()) if each not in there)
+    left = list(there)
+    while left:
+        name = left.pop()
+        with _below(directory, name) as below:
+            # One above the other would take a descriptor, or a frame, for each.
+            for inner in _directories(below):
+                moved = next(free)
+                os.rename(inner, moved, src_dir_fd=below, dst_dir_fd=directory)
+                left.append(moved)
+        os.rmdir(name, dir_fd=directory)
+
+
+def _directories(directory: int) -> set[str]:
+    with os.scandir(directory) as entries:
+        return {each.name for each in entries if each.is_dir(follow_symlinks=False)}
 
 
 def known_volumes(kubelet: Path, *, driver: str) -> Iterator[PodVolume | WorkloadError]:

@@ -319,6 +319,33 @@ async def test_a_directory_that_is_swapped_while_a_volume_is_removed_is_not_foll
     assert (elsewhere / "mount").is_dir()
 
 
+async def test_directories_that_the_kubelet_made_for_sub_paths_keep_no_pod_from_ending(
+    kubelet: Kubelet, tmp_path: Path, in_pod: object
+) -> None:
+    """A pod's author names them (``subPath``), and the kubelet makes those that are missing."""
+    async with running(kubelet, tmp_path / "run"):
+        await kubelet.publish()
+        target = kubelet.target()
+        for each in ("a", ".sds.sock.new", ".sds.moved.0"):
+            (target / each / "b").mkdir(parents=True)
+        here = os.open(target, os.O_RDONLY)
+        for _ in range(1500):
+            os.mkdir("d", dir_fd=here)
+            below = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        os.close(here)
+        await kubelet.unpublish()
+        assert not target.exists()
+        # What is somebody's stays, and the kubelet asks again.
+        await kubelet.publish()
+        (target / "a").mkdir()
+        (target / "a" / "precious").touch()
+        with pytest.raises(grpc.aio.AioRpcError, match="cannot be removed: Directory not empty"):
+            await kubelet.unpublish()
+        assert (target / "a" / "precious").exists()
+
+
 async def test_a_pods_directory_that_cannot_be_listed_keeps_no_other_pod_back(
     kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_pod: object
 ) -> None:
