@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from sds.errors import BundleError, CertificateError
 from sds.outside import reading
-from sds.pki import MAX_ROOTS, certificates_from_pem, is_self_signed, read_root
+from sds.pki import MAX_BUNDLE_BYTES, MAX_ROOTS, certificates_from_pem, is_self_signed, read_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,7 +82,7 @@ def parse(content: bytes, *, where: str) -> BundleDocument:
 
     Raises:
         BundleError: ``bundle_malformed``: the document is too large, is not JSON, is not a JWK Set,
-            or has a bad entry or too many roots.
+            has a bad entry, or too many or too large roots.
     """
     if len(content) > MAX_DOCUMENT_BYTES:
         raise BundleError(
@@ -203,6 +203,11 @@ def _bounded(roots: Iterable[bytes], where: str) -> tuple[bytes, ...]:
     if len(unique) > MAX_ROOTS:
         raise BundleError(
             f"{where}: the bundle has more than {MAX_ROOTS} roots", reason="bundle_malformed"
+        )
+    if sum(map(len, unique)) > MAX_BUNDLE_BYTES:
+        raise BundleError(
+            f"{where}: the roots of the bundle have more than {MAX_BUNDLE_BYTES} bytes",
+            reason="bundle_malformed",
         )
     return unique
 

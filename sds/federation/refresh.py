@@ -39,6 +39,9 @@ _LOGGER = logging.getLogger(__name__)
 DEFAULT_REFRESH: Final = timedelta(minutes=5)  # SPIFFE Federation, section 5.1.4
 FILE_REFRESH: Final = timedelta(seconds=5)
 _SOONEST: Final = timedelta(seconds=1)
+_HINTED: Final = (timedelta(minutes=1), timedelta(days=1))
+"""The shortest and longest refresh hint that counts. Every change goes to every subscriber, and
+whoever has a publisher's endpoint for an hour must not keep their roots in force for a month."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -53,7 +56,8 @@ class BundleSource:
         file: a bundle document or PEM roots: the bundle itself, or with ``https_spiffe`` the
             first bundle under which the endpoint is verified.
         roots: roots that came otherwise (from a signed policy), in DER.
-        refresh: how often to fetch; None for the publisher's hint, or five minutes without one.
+        refresh: how often to fetch; None for the publisher's hint, within bounds, or five minutes
+            without one.
     """
 
     trust_domain: TrustDomain
@@ -112,7 +116,8 @@ def next_wait(
 
 def _regular_wait(source: BundleSource, hint: timedelta | None) -> timedelta:
     default = FILE_REFRESH if source.endpoint is None else DEFAULT_REFRESH
-    return max(_SOONEST, source.refresh or hint or default)
+    hinted = min(max(hint, _HINTED[0]), _HINTED[1]) if hint else default
+    return max(_SOONEST, source.refresh or hinted)
 
 
 def by_trust_domain(

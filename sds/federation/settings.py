@@ -45,8 +45,8 @@ class BundleSettings(Settings):
     )
     refresh: Duration | None = Field(
         default=None,
-        description="How often to fetch it. If unset: as the document says, otherwise every "
-        "five minutes.",
+        description="How often to fetch it. If unset: as the document says, but at least every "
+        "day and at most every minute; otherwise every five minutes.",
     )
 
     @model_validator(mode="after")

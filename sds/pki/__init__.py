@@ -27,9 +27,10 @@ from sds.pki.keys import (
     spki_sha256,
     supported_key,
 )
-from sds.pki.roots import MAX_ROOTS, complete_anchors, is_self_signed, read_root
+from sds.pki.roots import MAX_BUNDLE_BYTES, MAX_ROOTS, complete_anchors, is_self_signed, read_root
 
 __all__ = [
+    "MAX_BUNDLE_BYTES",
     "MAX_ROOTS",
     "PrivateKey",
     "PublicKey",

@@ -31,6 +31,8 @@ _LEAST_RSA_BITS: Final = 1024
 _MOST_RSA_BITS: Final = 16_384
 MAX_ROOTS: Final = 64
 """The most roots of one trust domain."""
+MAX_BUNDLE_BYTES: Final = 256 * 1024
+"""The most bytes of all its roots in DER: every subscriber gets them in one message."""
 _REMEMBERED: Final = 256
 _REMEMBERED_BUNDLES: Final = 32
 

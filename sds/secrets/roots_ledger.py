@@ -1,11 +1,12 @@
 """Which roots are in the trust bundle: decisions only.
 
 Owns the memory of roots: when the authority last vouched for each, and until when a leaf under it
-can be valid. Invariants: there are at most :data:`~sds.pki.MAX_ROOTS` with :data:`MOST_BYTES`,
-whatever an authority names; a root that the authority vouches for is in the bundle before any leaf
-under it is served; a root that it no longer vouches for stays until no leaf under it can be valid,
-ours or another node's, if each lives no longer than it was asked for, and while a leaf under it is
-served; an expired root leaves at once (nothing under it verifies), unless no root would be left.
+can be valid. Invariants: there are at most :data:`~sds.pki.MAX_ROOTS` with
+:data:`~sds.pki.MAX_BUNDLE_BYTES`, whatever an authority names; a root that the authority vouches
+for is in the bundle before any leaf under it is served; a root that it no longer vouches for stays
+until no leaf under it can be valid, ours or another node's, if each lives no longer than it was
+asked for, and while a leaf under it is served; an expired root leaves at once (nothing under it
+verifies), unless no root would be left.
 """
 
 from __future__ import annotations
@@ -13,20 +14,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sds.errors import AuthorityAnswerError
-from sds.pki import MAX_ROOTS, read_root
+from sds.pki import MAX_BUNDLE_BYTES, MAX_ROOTS, read_root
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from datetime import datetime, timedelta
 
     from sds.clock import Instant
-
-
-MOST_BYTES: Final = 256 * 1024
-"""The most bytes of all roots in DER: every subscriber gets them in one message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +68,11 @@ class Ledger:
         named = {hashlib.sha256(der).hexdigest(): der for der in roots}
         known = {root.fingerprint: root.der for root in self.roots}
         together = known | named
-        if len(together) > MAX_ROOTS or sum(map(len, together.values())) > MOST_BYTES:
+        if len(together) > MAX_ROOTS or sum(map(len, together.values())) > MAX_BUNDLE_BYTES:
             raise AuthorityAnswerError(
                 f"the authority named {len(named.keys() - known)} new roots; with the "
                 f"{len(known)} under which certificates may be valid, these are more than "
-                f"{MAX_ROOTS}, or have more than {MOST_BYTES} bytes",
+                f"{MAX_ROOTS}, or have more than {MAX_BUNDLE_BYTES} bytes",
                 reason="authority_roots",
             )
         kept = tuple(

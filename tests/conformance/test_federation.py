@@ -173,6 +173,7 @@ def roots(store: SecretStore) -> tuple[bytes, ...]:
     return () if stored is None else stored.bundle.roots
 
 
+OFTEN = timedelta(seconds=1)
 DNS: list[x509.GeneralName] = [x509.DNSName("localhost")]
 SPIFFE: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(SERVER))]
 
@@ -189,6 +190,7 @@ async def test_a_bundle_arrives_changes_survives_an_outage_and_is_withdrawn(
             if web_profile
             else BundleServer(url=url, spiffe_id=SERVER),
             file=None if web_profile else tmp_path / "root.pem",
+            refresh=OFTEN,
         )
         async with federating(source) as (store, observer, federation):
             one = (certificate_der(peer.root.certificate),)
@@ -216,7 +218,10 @@ async def test_roots_that_are_given_anew_verify_the_endpoint_before_those_it_gav
         endpoint = BundleServer(url=url, spiffe_id=SERVER)
         one, two = (
             BundleSource(
-                trust_domain=THEIRS, endpoint=endpoint, roots=(certificate_der(each.certificate),)
+                trust_domain=THEIRS,
+                endpoint=endpoint,
+                roots=(certificate_der(each.certificate),),
+                refresh=OFTEN,
             )
             for each in (peer.root, Issuer.make("after a theft"))
         )
@@ -247,7 +252,7 @@ def test_our_document_is_made_once_for_each_bundle(tmp_path: Path) -> None:
 async def test_an_empty_bundle_withdraws_it(peer: Peer, tmp_path: Path) -> None:
     async with peer.serving(DNS) as url:
         endpoint = BundleServer(url=url, root=tmp_path / "root.pem")
-        source = BundleSource(trust_domain=THEIRS, endpoint=endpoint)
+        source = BundleSource(trust_domain=THEIRS, endpoint=endpoint, refresh=OFTEN)
         async with federating(source) as (store, observer, _):
             await observer.until(lambda: len(roots(store)) == 1)
             peer.publish()
@@ -288,7 +293,7 @@ async def test_the_web_s_roots_and_a_foreign_root_do_not_help(peer: Peer, tmp_pa
     other.write_text(Issuer.make("other").pem)
     async with peer.serving(DNS) as url:
         for endpoint in (BundleServer(url=url), BundleServer(url=url, root=other)):
-            source = BundleSource(trust_domain=THEIRS, endpoint=endpoint)
+            source = BundleSource(trust_domain=THEIRS, endpoint=endpoint, refresh=OFTEN)
             async with federating(source) as (_, observer, _federation):
                 await observer.until(lambda o=observer: bool(o.failures))  # type: ignore[misc]  # bound now
                 assert "TLS cannot be verified" in str(observer.failures[0])
@@ -427,13 +432,19 @@ def test_waits() -> None:
     assert next_wait(source, hint=None, failures=1, jitter=0, later=1e6) == 5 * minute
     assert next_wait(source, hint=minute, failures=0, jitter=0) == minute
     assert next_wait(source, hint=timedelta(0), failures=0, jitter=0) == 5 * minute
-    assert next_wait(source, hint=timedelta(milliseconds=1), failures=0, jitter=0) == second
+    # A publisher neither has our Envoys take another bundle every second, nor keeps a bundle in
+    # force for a month that it gave while somebody else had its endpoint. An operator may say so.
+    assert next_wait(source, hint=timedelta(milliseconds=1), failures=0, jitter=0) == minute
+    assert next_wait(source, hint=timedelta(days=7), failures=0, jitter=0) == timedelta(days=1)
+    often = dataclasses.replace(source, refresh=timedelta(milliseconds=1))
+    assert next_wait(often, hint=minute, failures=0, jitter=0) == second
+    seldom = dataclasses.replace(source, refresh=timedelta(days=7))
+    assert next_wait(seldom, hint=minute, failures=0, jitter=0) == timedelta(days=7)
     assert next_wait(source, hint=None, failures=1, jitter=1) == 2 * second
     assert next_wait(source, hint=None, failures=3, jitter=0) == 4 * second
     assert next_wait(source, hint=None, failures=99, jitter=1) == 5 * minute
     # An outage of a day is over soon, however seldom the publisher wants to be asked.
-    assert next_wait(source, hint=timedelta(days=7), failures=0, jitter=0) == timedelta(days=7)
-    assert next_wait(source, hint=timedelta(days=7), failures=99, jitter=1) == 5 * minute
+    assert next_wait(seldom, hint=None, failures=99, jitter=1) == 5 * minute
 
 
 def unreadable_roots() -> list[bytes]:

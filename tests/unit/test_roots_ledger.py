@@ -8,8 +8,8 @@ from datetime import timedelta
 from cryptography import x509
 
 from sds.clock import Instant
-from sds.pki import MAX_ROOTS
-from sds.secrets.roots_ledger import MOST_BYTES, Ledger
+from sds.pki import MAX_BUNDLE_BYTES, MAX_ROOTS
+from sds.secrets.roots_ledger import Ledger
 from tests.support.certificates import NOW, Wish, ca_wish, self_signed
 from tests.support.refusals import refused
 
@@ -57,9 +57,9 @@ def test_large_roots_reach_a_bound_too() -> None:
     wish = dataclasses.replace(_CA, more=((_comment(15_000), False),))
     ledger = Ledger()
     with refused("authority_roots"):
-        for number in range(MOST_BYTES // 15_000 + 1):
+        for number in range(MAX_BUNDLE_BYTES // 15_000 + 1):
             ledger = ledger.vouched([self_signed(wish).der], at(number))
-    assert MOST_BYTES - 16_000 < sum(map(len, ledger.bundle)) <= MOST_BYTES
+    assert MAX_BUNDLE_BYTES - 16_000 < sum(map(len, ledger.bundle)) <= MAX_BUNDLE_BYTES
 
 
 def _comment(size: int) -> x509.UnrecognizedExtension:

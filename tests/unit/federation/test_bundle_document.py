@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 from datetime import timedelta
 from typing import Any
@@ -177,6 +178,18 @@ def test_a_bad_document_is_refused(content: bytes, text: str) -> None:
 def test_a_bad_pem_file_is_refused(content: bytes) -> None:
     with pytest.raises(CertificateError, match=r"other\.pem"):
         document.parse(content, where="other.pem")
+
+
+def test_a_bundle_that_is_too_large_for_every_envoy_is_refused() -> None:
+    wish = ca_wish("large")
+    value = b"\x04\x82" + (15_000).to_bytes(2) + bytes(15_000)
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), value)
+    large = dataclasses.replace(wish, more=((unknown, False),))
+    roots = [self_signed(large).der for _ in range(18)]
+    fitting = bundle(*map(entry, roots[:16]))
+    assert document.parse(fitting, where="here").roots == tuple(sorted(roots[:16]))
+    with pytest.raises(BundleError, match="more than 262144 bytes"):
+        document.parse(bundle(*map(entry, roots)), where="here")
 
 
 @pytest.mark.slow
