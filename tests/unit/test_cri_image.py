@@ -158,9 +158,9 @@ def test_lines_that_differ_from_the_nearest_list() -> None:
     near = contents("container x", "arg 1", "env 2", "env 3", "env 4")
     other = contents("container y", "arg 1", "env 2", "env 2", "env 3")
     title, *lines = compared(seen, (far, near, other))
-    assert title == f"# compared with pod {near.digest}"
+    assert title == f"# compared with the list {near.digest}"
     assert lines == [
-        *("- env 4", "  container x", "  arg 1", "+ env 2", "  env 2", "  env 3"),
+        *("- env …", "  container x", "  arg 1", "+ env 2", "  env 2", "  env 3"),
     ]
     assert compared(seen, (contents(*seen),))[0].startswith("# as listed for pod")
     assert compared(seen, (contents(seen[0], *seen[:0:-1]),))[0].endswith("in another order")

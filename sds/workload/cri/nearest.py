@@ -1,7 +1,8 @@
 """Shows people which lines of a container differ from the closest list.
 
 Owns :func:`compared`. Invariants: the digests decide, never these lines; each line is looked at a
-fixed number of times, because a pod's author chooses how many there are.
+fixed number of times, because a pod's author chooses how many there are; who asks reads nothing of
+another pod, whose list may be the closest one: of a line that only the list has, its kind is told.
 """
 
 from __future__ import annotations
@@ -23,27 +24,28 @@ def compared(seen: Sequence[str], pods: Iterable[PodContents]) -> tuple[str, ...
         pods: the lists; those that keep lines are used.
 
     Returns:
-        A first line with ``#`` names the list. Then each line follows ``+`` if only the container
-        has it, ``-`` if only the list has it, and two spaces if both have it.
+        A first line with ``#`` names the list by its digest. Then each line follows ``+`` if only
+        the container has it, and two spaces if both have it. After ``-`` is the first word of a
+        line that only the list has.
     """
     near = [
-        (_distance(seen, lines), f"pod {pod.name or pod.digest}", lines)
+        (_distance(seen, lines), pod, lines)
         for pod in pods
         for lines in pod.lines.values()
         if lines[:1] == tuple(seen[:1])
     ]
     if not near:
         return ("# no list has the lines of a container of this name", *_marked("  ", seen))
-    _, title, listed = min(near, key=lambda each: each[0])
+    _, pod, listed = min(near, key=lambda each: each[0])
     missing, more = Counter(listed) - Counter(seen), Counter(seen) - Counter(listed)
     if not missing and not more:
         order = "" if tuple(seen) == tuple(listed) else ", in another order"
-        return (f"# as listed for {title}{order}", *_marked("  ", seen))
-    lines = [f"# compared with {title}"]
+        return (f"# as listed for pod {pod.name or pod.digest}{order}", *_marked("  ", seen))
+    lines = [f"# compared with the list {pod.digest}"]
     for line in listed:
         if missing[line]:
             missing[line] -= 1
-            lines.append(f"- {line}")
+            lines.append(f"- {line.partition(' ')[0]} …")
     for line in seen:
         lines.append(f"{'+' if more[line] else ' '} {line}")
         more[line] -= bool(more[line])
