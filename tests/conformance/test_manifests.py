@@ -256,6 +256,19 @@ def test_configuration_files_hold(overlay: str) -> None:
         yamlfile.load_file(folder / f"{name}.yaml", AuthorityConfig)
 
 
+@pytest.mark.parametrize("overlay", ["snp", "tdx"])
+def test_what_an_issuer_signs_lives_as_long_as_it_may(overlay: str) -> None:
+    """An issuer cuts certificates to its own, and keeps that while a new root settles."""
+    folder = DEPLOY / "overlays" / overlay / "config"
+    root, issuer = (
+        yamlfile.load_file(folder / f"{name}.yaml", AuthorityConfig) for name in ("root", "issuer")
+    )
+    (given,) = [group.authority for group in root.rules().nodes if group.authority is not None]
+    assert isinstance(issuer.signer, UpstreamSection)
+    life = min(given.max_lifetime, issuer.signer.lifetime)
+    assert life / 2 > 2 * issuer.max_lifetime
+
+
 async def test_tdx_machines_have_the_collateral_by_which_quotes_are_judged(deploy: Path) -> None:
     folder = DEPLOY / "overlays/tdx/config"
     agent = yamlfile.load_file(folder / "agent.yaml", AgentConfig)
