@@ -9,6 +9,10 @@ from __future__ import annotations
 import pytest
 
 from sds.admission import server as admission_server
+from sds.attestation import keeper
+from sds.attestation.guest import tsm
+from sds.attestation.snp import kds
+from sds.attestation.tpm.challenge import WINDOW_SECONDS
 from sds.authority import session
 from sds.ca import capacity, journal
 from sds.ca import connections as ca_connections
@@ -18,9 +22,10 @@ from sds.csi.volume import MOST_OF_A_POD
 from sds.exchange import challenge
 from sds.federation import document, endpoint
 from sds.identity import MAX_DNS_NAMES
-from sds.operations import http, log_sink, state
+from sds.operations import http, log_sink, places, state
 from sds.pki import MAX_ROOTS
 from sds.policy import holder
+from sds.policy.envelope import MAX_SIGNED_BYTES
 from sds.secrets import issuance_queue, schedule
 from sds.secrets.rotation_settings import RotationSettings
 from sds.serving import extensions, held, names, order
@@ -51,6 +56,7 @@ def under(mebibytes: int) -> str:
     return f"{most:,} under {mebibytes} MiB"
 
 
+WORDS = {3: "three", 4: "four", 6: "six", 8: "eight"}
 LIMITS = ServingLimits()
 SERVER = transport_server.ServerLimits()
 CA = ca_server.ExchangeLimits()
@@ -130,8 +136,35 @@ PROMISES = [
     ("protocol", f"sends {SERVER.held_bytes // MIB} MiB that no handler takes"),
     ("protocol", f"An answer has at most {held.MOST_ANSWER_BYTES // MIB} MiB"),
     ("protocol", f"after {order.PATIENCE_SECONDS * 1000:.0f} ms at the latest"),
-    ("protocol", f"extends the TTL {('', '', 'twice', 'three times')[extensions._BEATS]}"),
+    ("protocol", f"extends the TTL {WORDS[extensions._BEATS]} times"),
+    # --- attestation ---
+    ("attestation", f"it tries again, at most {WORDS[tsm.ATTEMPTS]} times"),
+    (
+        "attestation",
+        f"makes {WORDS[kds.ATTEMPTS]} attempts of {kds.TIMEOUT_SECONDS:.0f} seconds each",
+    ),
+    (
+        "attestation",
+        f"a proof for {WINDOW_SECONDS // 60} to {2 * WINDOW_SECONDS // 60} minutes",
+    ),
+    (
+        "attestation",
+        f"It serves {places.MAX_CONNECTIONS} connections and lets {places.MAX_WAITING:,} more wait",
+    ),
+    (
+        "attestation",
+        f"fewer than {places.MAX_WAITING * places._PART_OF_DESCRIPTORS:,} descriptors",
+    ),
+    (
+        "attestation",
+        (
+            f"of at most {WORDS[int(keeper.AFTER_FAILURE.longest) // 3600]} hours "
+            f"({keeper.WHILE_MISSED.longest / 60:.0f} minutes while evidence is refused"
+        ),
+    ),
     # --- others ---
+    ("policy", f"of at most {MAX_SIGNED_BYTES // MIB} MiB"),
+    ("policy", f"at most {holder._MOST_BYTES_OF_STRANGERS // MIB} MiB from an agent"),
     (
         "federation",
         (
