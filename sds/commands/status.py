@@ -234,7 +234,7 @@ def _memory_lines(seen: agent_pb2.Status) -> Iterator[Text]:
 def _memory(memory: agent_pb2.Memory) -> Text:
     parts = [
         ("out of dumps", memory.no_dumps),
-        ("locked", memory.locked),
+        ("out of swap", memory.locked),
         ("overwritten when freed", memory.wiped),
     ]
     line = Text("memory: ")

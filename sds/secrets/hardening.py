@@ -82,7 +82,7 @@ def _lock() -> str:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
         soft = hard
     if soft != resource.RLIM_INFINITY and not _may_lock():
-        if not _can_be_swapped():
+        if not can_be_swapped():
             return ""
         return (
             f"RLIMIT_MEMLOCK is {soft // 1024} KiB; keys themselves are locked as far as it "
@@ -93,7 +93,7 @@ def _lock() -> str:
     return ""
 
 
-def _can_be_swapped() -> bool:
+def can_be_swapped() -> bool:
     """Say whether pages of this process can go to swap.
 
     Containers of users other than root get no capability and lock nothing; Kubernetes gives them no

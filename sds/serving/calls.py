@@ -291,7 +291,9 @@ class SocketCalls:
         self._service.observer.count(event, method)
         if event is not Event.STREAM_REFUSED:
             self._service.observer.count(Event.STREAM_REFUSED, method)
-        logger.warning(
+        logger.log(
+            # One line says that the agent stops; every call that ends with it is no failure.
+            logging.DEBUG if error.reason == "draining" else logging.WARNING,
             "call refused",
             extra={"method": method.value, "reason": error.reason, "error": str(error)},
         )

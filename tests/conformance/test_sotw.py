@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -486,12 +487,16 @@ async def test_recognition_that_ends_ends_the_streams(tmp_path: Path) -> None:
         assert (await again.status())[0] == grpc.StatusCode.PERMISSION_DENIED
 
 
-async def test_draining_ends_streams_as_unavailable(tmp_path: Path) -> None:
+async def test_draining_ends_streams_as_unavailable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(tmp_path) as at, channel(at.target) as connection:
         stream = Sotw(connection)
         await stream.get("default")
         at.service.drain()
         assert (await stream.status())[0] == grpc.StatusCode.UNAVAILABLE
+    # An agent that stops has not failed: no call of all that end with it is a warning.
+    assert [one.message for one in caplog.records if one.levelno >= logging.WARNING] == []
 
 
 async def test_half_closed_by_the_client_ends_well(tmp_path: Path) -> None:

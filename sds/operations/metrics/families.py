@@ -29,6 +29,7 @@ from sds.operations.metrics.port import PortCollector
 from sds.reasons.attestation import ATTESTATION
 from sds.reasons.authority import AUTHORITY
 from sds.reasons.policy import POLICY
+from sds.secrets.hardening import can_be_swapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -73,11 +74,14 @@ def start_at_zero(counter: Counter, values: Iterable[str], *labels: str) -> None
         counter.labels(*labels, value)
 
 
-def memory_locked(status: str | None = None) -> float:
-    """Return 1 if the kernel says that most of this process's memory is locked, else 0.
+def memory_locked(status: str | None = None, swaps: Callable[[], bool] = can_be_swapped) -> float:
+    """Return 1 if most of this process's memory is locked, or there is no swap for it; else 0.
 
     NaN if it cannot be asked now, for lack of descriptors, say: a scrape gives everything else.
-    ``status`` is the text of ``/proc/PID/status`` (proc(5)); None for this process's own.
+
+    Args:
+        status: the text of ``/proc/PID/status`` (proc(5)); None for this process's own.
+        swaps: says whether memory that is not locked could be swapped.
     """
     try:
         text = (
@@ -90,7 +94,8 @@ def memory_locked(status: str | None = None) -> float:
         for name, _, rest in (line.partition(":") for line in text.splitlines())
         if name in {"VmLck", "VmSize"}
     }
-    return 1.0 if 2 * sizes.get("VmLck", 0) > sizes.get("VmSize", 0) else 0.0
+    locked = 2 * sizes.get("VmLck", 0) > sizes.get("VmSize", 0)
+    return 1.0 if locked or not swaps() else 0.0
 
 
 class AuthorityUp:
@@ -191,7 +196,8 @@ class ProcessFamilies:
         start_at_zero(self.evidence_failures, UNAVAILABLE)
         self.memory_locked = Gauge(
             "sds_memory_locked",
-            "1 while the process's memory is locked (no swap), 0 if it is not (NaN: unknown).",
+            "1 while the process's memory cannot be swapped, because it is locked or there is no "
+            "swap for it; 0 if it can be (NaN: unknown).",
             registry=registry,
         )
         self.memory_locked.set_function(memory_locked)

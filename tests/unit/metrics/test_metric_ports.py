@@ -196,5 +196,7 @@ def test_locked_memory_is_what_the_kernel_says(locked: int | None, value: float)
     lines = ["Name:\tsds", "VmSize:\t  100000 kB"]
     if locked is not None:
         lines.append(f"VmLck:\t  {locked} kB")
-    assert memory_locked("\n".join(lines)) == value
+    assert memory_locked("\n".join(lines), swaps=lambda: True) == value
+    # As `sds status` says: what nothing can swap needs no lock.
+    assert memory_locked("\n".join(lines), swaps=lambda: False) == 1
     assert memory_locked() in {0.0, 1.0}
