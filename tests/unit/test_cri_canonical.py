@@ -193,6 +193,8 @@ def test_another_pod_of_the_same_manifest_has_the_same_form() -> None:
         ("mounts.+", bind("/x", "/")),
         ("linux.namespaces.0", {"type": "pid", "path": "/proc/1/ns/pid"}),
         ("linux.namespaces.1", {"type": "ipc", "path": "/proc/259240/ns/ipc"}),
+        ("linux.namespaces.1", {"type": "ipc", "path": "/proc/25924/ns/../../1/ns/ipc"}),
+        ("linux.namespaces.1", {"type": "ipc", "path": "/proc/25924/ns/net"}),
         ("linux.namespaces", [{"type": "mount"}]),
         ("linux.maskedPaths", []),
         ("linux.seccomp", None),

@@ -95,6 +95,12 @@ _MADE_BY_RUNTIME: Final = {
 }
 _MOST_MOUNTS: Final = 1024
 """Each may be unmeasured, and every look at a caller compares those of its pod with the lists."""
+_NAMESPACES: Final = {
+    **{each: each for each in ("cgroup", "ipc", "pid", "time", "user", "uts")},
+    "mount": "mnt",
+    "network": "net",
+}
+"""Type of a namespace -> its name in ``/proc/PID/ns`` (namespaces(7))."""
 _EMPTY: Final = "empty-dir"
 """The volumes without content that anybody gives them; labels and annotations are not measured."""
 
@@ -247,7 +253,8 @@ def _namespace(each: Mapping[str, Any], around: Surroundings) -> str:
     path = each.get("path")
     if not path:
         return "own"
-    if around.sandbox_pid and str(path).startswith(f"/proc/{around.sandbox_pid}/ns/"):
+    file = _NAMESPACES.get(str(each.get("type")))
+    if around.sandbox_pid and path == f"/proc/{around.sandbox_pid}/ns/{file}":
         return "of the pod"
     if re.fullmatch(r"/(var/)?run/netns/cni-[0-9a-f-]{36}", str(path)):
         return "of the pod"
