@@ -280,7 +280,8 @@ class AgentFamilies:
         )
         self.events = Counter(
             "sds_xds_events",
-            "What happened on streams: requests, responses, ACKs, absent names, limits, ....",
+            "What happened on streams, by event: requests, responses, ACKs, absent names, limits "
+            "and others.",
             ["event", "method"],
             registry=registry,
         )
@@ -351,13 +352,15 @@ class AuthorityFamilies:
         """Register every family in ``registry``."""
         self.issue_latency = Histogram(
             "sds_ca_issue_latency_seconds",
-            "How long a request took at the authority, from its arrival to the answer.",
+            "How long a message of an agent (a Hello or a request) took at the authority, from when "
+            "it was read to the answer.",
             buckets=_FAST,
             registry=registry,
         )
         self.certificates = Counter(
             "sds_ca_certificates",
-            "Certificates that were asked for, by outcome ('issued' or the reason).",
+            "Certificates that were asked for, by outcome ('issued' or the reason). A request that "
+            "is refused as a whole counts once.",
             ["outcome"],
             registry=registry,
         )
