@@ -351,7 +351,7 @@ def test_what_the_configuration_makes(tmp_path: Path) -> None:
     section = AttestationSection(kind="azure-snp-vtpm", tpm_device=tmp_path / "tpm")
     assert isinstance(make_attester(section), VtpmAttester)
     assert isinstance(azure_attester(section, SNP), VtpmAttester)
-    with pytest.raises(ConfigurationError, match=r"others\.azure-snp-vtpm\.pcrs"):
+    with pytest.raises(ConfigurationError, match=r"others\.azure-snp-vtpm: pcrs: PCRs"):
         Verification(VerificationSection(reference_values=demanding(SNP, pcrs={"24": ["00" * 32]})))
     with pytest.raises(ConfigurationError, match=r"others\.azure-tdx-vtpm\.pcr"):
         Verification(VerificationSection(reference_values=demanding(TDX, pcr=1)))
