@@ -149,6 +149,8 @@ async def running_agent(
     drain = DrainTime(DRAIN_SECONDS, clock=clock)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(claimed(config.run_dir))
+        if policy is not None:
+            policy.require_copy()
         stack.push_async_callback(client.aclose)
         guard = SocketGuard(clock=clock, keep=config.run_dir / "kept")
         stack.callback(guard.close)

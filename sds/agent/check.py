@@ -21,7 +21,6 @@ from sds.authority.channel import split_address
 from sds.authority.registry import authority_kind
 from sds.errors import ConfigurationError
 from sds.federation.refresh import by_trust_domain, parse_bundle_file
-from sds.files import is_folder
 from sds.operations.instruments import AgentInstruments
 from sds.secrets.store import SecretStore
 from sds.serving.generic import GenericSecretFiles
@@ -62,6 +61,9 @@ def check_configuration(
     _check_authority(config, checks, clock)
     _check_evidence(config, checks, environment)
     policy = _check_policy(config, checks, clock)
+    copy = config.policy_copy
+    if copy is not None and not copy.absolute().is_relative_to(config.run_dir.absolute()):
+        checks.replaceable_file("policy_copy", copy)  # the start makes the run directory
     _check_workloads(config, checks)
     if config.node is not None and "kubernetes" in config.node.attestors:
         kubernetes = config.node.kubernetes
@@ -147,8 +149,6 @@ def _check_evidence(
     else:
         with checks.of("attestation.kind"):
             make_attester(section)
-        if section.certificates is not None and not is_folder(section.certificates):
-            checks.problem("attestation.certificates", f"{section.certificates} is not a directory")
 
 
 def _check_policy(

@@ -231,6 +231,7 @@ class AgentConfig(Settings):
             *map(self.workload_socket, own),
         ):
             check_socket_path(path)
+        self._check_listeners()
         if (
             self.attestation.kind == "kubernetes-token"
             and isinstance(self.authority, OwnAuthoritySection)
@@ -242,6 +243,23 @@ class AgentConfig(Settings):
                 "server_name"
             )
         return self
+
+    def _check_listeners(self) -> None:
+        """Refuse a listener in the place of a socket of the agent's own."""
+        own = [self.admin_socket, *([] if self.node is None else [self.node_socket])]
+        own += [self.workload_socket(one.name) for one in self.sockets_of_their_own]
+        taken = {os.path.normpath(path) for path in own}
+        for field, section in (
+            ("metrics", self.metrics),
+            ("status_page", self.status_page),
+            ("health", self.health),
+            ("federation.serve", self.federation.serve),
+        ):
+            path = None if section is None else section.address().path
+            if path is not None and os.path.normpath(path) in taken:
+                raise ValueError(
+                    f"{field}.listen: {path} is a socket of the agent's own: name another path"
+                )
 
     def _check_copy(self) -> None:
         """Refuse a copy of nothing."""

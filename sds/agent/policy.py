@@ -251,6 +251,15 @@ class AgentPolicy:
                 followers.rotation.release(identity)
         followers.rotation.changed()  # what was refused before may be allowed now
 
+    def require_copy(self) -> None:
+        """Check that the policy can be copied, if it is to be; the run directory must be there.
+
+        Raises:
+            ConfigurationError: it cannot.
+        """
+        if self._copy is not None:
+            self._copy.require()
+
     async def run(self) -> None:
         """Follow files and time until cancelled."""
         followed = [("policy files", self.files.follow), ("policy time", self.holder.run)]

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
-from sds.files import read_file, replace_file
+from sds.errors import ConfigurationError
+from sds.files import check_replaceable, read_file, replace_file
 from sds.policy.succession import MOST_OFFERED_BYTES, OfferOutcome
 from sds.problems import Problems
 
@@ -47,6 +50,26 @@ class PolicyCopy:
         self._holder = holder
         self._written = holder.digest
         self._problems = Problems()
+
+    def require(self) -> None:
+        """Check at the start that the copy can be written: the first change may be months away.
+
+        Raises:
+            ConfigurationError: it cannot.
+        """
+        folder = self._place.parent
+        try:
+            check_replaceable(self._place)
+            folder.stat()
+        except OSError as error:
+            why = error.strerror
+        else:
+            why = "" if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+        if why:
+            raise ConfigurationError(
+                f"policy_copy: {self._place} cannot be written: {why}",
+                advice="name a file in a folder that exists and that the agent may write",
+            )
 
     async def run(self) -> None:
         """Write after every change, until cancelled."""

@@ -27,18 +27,24 @@ def read_source(path: Path) -> bytes:
     """Read the author's file, or the ``*.yaml`` and ``*.yml`` files of a directory.
 
     Raises:
-        ConfigurationError: there is no file, or it cannot be read or is too large.
+        ConfigurationError: there is no file, one would be left out, or one cannot be read or is too
+            large.
     """
     if not is_folder(path):
         return yamlfile.read(path, max_bytes=MAX_DOCUMENT_BYTES)
     try:
-        found = sorted(path.iterdir())
+        found = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     except OSError as error:
         raise ConfigurationError(
             f"the directory {path} cannot be read: {error.strerror}",
             advice="check its permissions",
         ) from error
-    files = [file for file in found if file.suffix in _ENDINGS and not file.name.startswith(".")]
+    files = [file for file in found if file.suffix.lower() in _ENDINGS]
+    for file in files:
+        if file.suffix not in _ENDINGS:  # its rules would be missing
+            raise ConfigurationError(
+                f"{file} would be left out", advice="let its name end in .yaml or .yml"
+            )
     if not files:
         raise ConfigurationError(f"the directory {path} has no *.yaml or *.yml file")
     parts = []

@@ -12,7 +12,9 @@ from pydantic import ValidationError
 from sds.attestation.build import Verification, make_attester
 from sds.attestation.evidence import Evidence, EvidenceKind, report_data
 from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.snp.endorsements import endorsements_of
 from sds.attestation.snp.simulated import SimulatedMachine
+from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError, EvidenceMalformedError
 from sds.pki import certificate_pem
 from tests.support import made_quotes
@@ -97,6 +99,15 @@ def test_without_a_kind_there_is_no_evidence() -> None:
 def test_a_machine_that_does_not_come_is_an_error_of_configuration(descriptor: int | None) -> None:
     with pytest.raises(ConfigurationError, match=r"attestation\.descriptor"):
         make_attester(AttestationSection(kind="simulated", descriptor=descriptor))
+
+
+def test_a_folder_of_certificates_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+    """Before, --check-config alone said so, and evidence was refused for its chain."""
+    section = AttestationSection(kind="sev-snp", certificates=tmp_path / "none")
+    with pytest.raises(ConfigurationError, match=r"attestation\.certificates: .*/none is not"):
+        endorsements_of(section, SystemClock())
+    found = endorsements_of(section.model_copy(update={"certificates": tmp_path}), SystemClock())
+    assert len(found) == 1
 
 
 def test_a_root_that_is_none_is_named(tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ RULE = {"name": "pods", "match": {"k8s:ns": "a"}, "spiffe_id": "spiffe://example
         ("policy.keys", ["{f}/root.pem"], "policy"),
         ("policy.threshold", 4, "policy"),
         ("run_dir", "{f}/empty/run", "run_dir: {f}/empty is not a directory"),
+        ("policy_copy", "{f}/none/p.json", "policy_copy: {f}/none is not a directory"),
         ("run_dir", "{f}/link", "run_dir: directory {f}/link is not safe for sockets"),
         ("run_dir", "{f}/open", "run_dir: directory {f}/open is not safe for sockets"),
         ("policy", {"directory": "{f}/unsigned.json", "keys": ["{f}/alice.pub"]}, "no directory"),

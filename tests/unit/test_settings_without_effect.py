@@ -138,3 +138,20 @@ def test_an_authority_refuses_what_nothing_would_read(text: str, said: str) -> N
 )
 def test_what_has_an_effect_is_taken(text: str) -> None:
     read(AgentConfig, AGENT + text)
+
+
+@pytest.mark.parametrize(
+    ("field", "path"),
+    [
+        ("metrics", "/run/x/admin.sock"),
+        ("status_page", "/run/x/node/sds.sock"),
+        ("health", "/run/x/workloads/../workloads/w/sds.sock"),
+        ("federation", "/run/x/admin.sock"),
+    ],
+)
+def test_no_listener_is_in_the_place_of_a_socket_of_the_agents_own(field: str, path: str) -> None:
+    listen = f"{{listen: 'unix:{path}'}}"
+    listen = f"{{serve: {listen}}}" if field == "federation" else listen
+    text = f"{AGENT}{OURS}{WORKLOAD}node: {{attestors: [unix]}}\n{field}: {listen}\n"
+    with pytest.raises(ConfigurationError, match=r"\.listen: .* is a socket of the agent's own"):
+        read(AgentConfig, text)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from sds import threads
 from sds.attestation.snp.sources import DirectoryEndorsements, EndorsedAttester
-from sds.errors import EndorsementUnavailableError
-from sds.files import replace_file
+from sds.errors import ConfigurationError, EndorsementUnavailableError
+from sds.files import is_folder, replace_file
 from sds.outside import words_of
 
 if TYPE_CHECKING:
@@ -85,9 +85,17 @@ def endorsements_of(
         section: the configuration.
         clock: makes the pauses.
         host: another source of certificates, such as a cloud's metadata service.
+
+    Raises:
+        ConfigurationError: the folder is not there.
     """
     sources: list[Endorsements] = []
     if section.certificates is not None:
+        if not is_folder(section.certificates):
+            raise ConfigurationError(
+                f"attestation.certificates: {section.certificates} is not a directory",
+                advice="make it, or name another; it may be empty",
+            )
         sources.append(DirectoryEndorsements(section.certificates))
     if host is not None:
         sources.append(host)

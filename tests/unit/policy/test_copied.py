@@ -153,3 +153,17 @@ def test_a_copy_needs_a_policy(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigurationError, match="policy_copy: there is no policy to copy"):
         yamlfile.load_file(file, AgentConfig)
+
+
+def test_a_place_that_cannot_be_written_is_an_error_of_the_start(tmp_path: Path) -> None:
+    """The first change of policy may be months away."""
+    PolicyCopy(tmp_path / "policy.json", holder()).require()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for place, why in (
+        ("none/policy.json", "No such file or directory"),
+        ("folder", "Is a directory"),
+        ("file/policy.json", "Permission denied|Not a directory"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"policy_copy: .*{place} cannot be.*({why})"):
+            PolicyCopy(tmp_path / place, holder()).require()

@@ -453,6 +453,15 @@ def test_lint_takes_no_rule_for_superfluous_that_allows_more_requests(
     assert ("allow[1] says nothing" in good("lint", path)) is idle
 
 
+@pytest.mark.parametrize("name", ["b.YAML", "b.Yml"])
+def test_no_file_of_a_directory_is_left_out_for_its_case(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.yaml").write_bytes(yaml_bytes(document()))
+    (tmp_path / name).write_text("limits: {max_lifetime: 5m}\n")
+    result = run("lint", tmp_path)
+    assert result.exit_code == 2
+    assert f"{name} would be left out" in result.output
+
+
 def test_a_directory_is_one_document(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     folder.mkdir()
