@@ -353,7 +353,7 @@ def test_what_the_configuration_makes(tmp_path: Path) -> None:
     assert isinstance(azure_attester(section, SNP), VtpmAttester)
     with pytest.raises(ConfigurationError, match=r"others\.azure-snp-vtpm: pcrs: PCRs"):
         Verification(VerificationSection(reference_values=demanding(SNP, pcrs={"24": ["00" * 32]})))
-    with pytest.raises(ConfigurationError, match=r"others\.azure-tdx-vtpm\.pcr"):
+    with pytest.raises(ConfigurationError, match=r"others\.azure-tdx-vtpm: pcr: unknown"):
         Verification(VerificationSection(reference_values=demanding(TDX, pcr=1)))
 
 
