@@ -198,16 +198,17 @@ class Conversation:
         (``GrpcMuxImpl::onDiscoveryResponse``; measured: the filter ended all the same).
         """
         self._beats = False
-        nonce = next_nonce()
         alive = [
             resource
-            for name, version in self.subscription.beat(nonce)
+            for name, version in self.subscription.sent()
             if (resource := self._snapshot.find(name)) is not None
             and resource.ttl is not None
             and resource.receipt.version == version
         ]
         if not alive:
             return None
+        nonce = next_nonce()
+        self.subscription.beat(nonce)
         self._observer.count(Event.HEARTBEAT, self.stream.method)
         if self.stream.method in DELTA_METHODS:
             return delta_heartbeat(

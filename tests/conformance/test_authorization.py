@@ -26,11 +26,13 @@ from sds.policy.authorized import Authorization, AuthorizationRule
 from sds.policy.requests import RequestPattern, parse_path_pattern
 from sds.rules.pattern import parse_spiffe_pattern
 from sds.serving.calls import ECDS_SERVICE
+from sds.serving.observer import Event
 from sds.serving.order import PATIENCE_SECONDS
 from sds.serving.peers import PeerContext, SanMatcher
 from sds.serving.rbac import http_filter
 from sds.serving.service import ServingOptions
 from tests.support import rbac
+from tests.support.front_door import until
 from tests.support.independent import decoded_twice
 from tests.support.policies import Signatory, document, sign
 from tests.support.policy_mesh import Author
@@ -407,6 +409,26 @@ async def test_a_short_life_is_extended_in_time_if_the_clock_is_set_back(tmp_pat
         async with asyncio.timeout(wrapper.ttl.ToTimedelta().total_seconds()):
             beat = heartbeat(await stream.next(), wrapper.version)
         assert beat.ttl.ToTimedelta() == timedelta(hours=1)
+
+
+async def test_a_heartbeat_of_nothing_voids_no_nonce(tmp_path: Path) -> None:
+    """What the client has is out of date, and the new content is not due yet: nothing is sent."""
+    async with authorizing(tmp_path) as it:
+        stream = it.sotw()
+        await stream.ask("authorization", type_url=EXTENSION)
+        first = await stream.next()
+        await ack(stream, first)
+        await until(lambda: it.at.tally.events[Event.ACK] == 1)
+        it.policy.epoch = 2
+        (session,) = it.at.service.sessions()
+        (conversation,) = session.conversations(EXTENSION)
+        conversation.extend_lives()
+        await stream.silent()
+        assert not conversation.has_due()
+        names = ("authorization", "authorization-tcp")
+        await stream.ask(*names, nonce=first.nonce, type_url=EXTENSION)
+        response = await stream.next()
+        assert [unwrapped(one)[1].name for one in response.resources] == [names[1]]
 
 
 async def ack(stream: Any, response: Any, name: str = "authorization") -> None:

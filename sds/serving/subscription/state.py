@@ -2,7 +2,8 @@
 
 Owns the state of names and of responses without an answer. Invariants: a name is sent only if its
 version differs from the one sent last; at most :data:`MAX_OUTSTANDING` responses wait for an ACK;
-only the receipt of a resource is kept once it was sent.
+the nonce that counts as the newest is one that was sent; only the receipt of a resource is kept
+once it was sent.
 """
 
 from __future__ import annotations
@@ -206,17 +207,15 @@ class Subscription(Generic[R]):
             return answer
         return answer if answer.absent or answer.held else None
 
-    def beat(self, nonce: str) -> list[tuple[str, str]]:
-        """Return names and versions of what the client has, whose lives a heartbeat extends.
-
-        The heartbeat goes out under ``nonce``; its ACK means nothing.
-        """
-        known = [
+    def sent(self) -> list[tuple[str, str]]:
+        """Return names and versions of what the client has."""
+        return [
             (name, watch.sent) for name, watch in self._watches.items() if watch.sent is not None
         ]
-        if known:
-            self._await_answer(nonce, ())
-        return known
+
+    def beat(self, nonce: str) -> None:
+        """Note that a heartbeat goes out under ``nonce``; its ACK means nothing."""
+        self._await_answer(nonce, ())
 
     def _take_due(self, everything: Collection[str], most: int) -> list[str]:
         """Return the names to look at now, at most ``most``."""
