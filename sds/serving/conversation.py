@@ -19,7 +19,7 @@ from sds.serving.encode import (
     delta_response,
     sotw_response,
 )
-from sds.serving.observer import DELTA_METHODS, RESPONSE, Event
+from sds.serving.observer import ADS_METHODS, DELTA_METHODS, RESPONSE, Event
 from sds.serving.slices import SLICE, sliced
 from sds.serving.subscription import DeltaRequest, DeltaSubscription, SotwSubscription
 
@@ -69,8 +69,10 @@ class Conversation:
         self.type_url = type_url
         self.name_bytes = 0
         """Bytes of memory of the watched names; the session counts them."""
-        self.subscription: SotwSubscription[Resource] | DeltaSubscription[Resource] = (
-            DeltaSubscription() if stream.method in DELTA_METHODS else SotwSubscription()
+        kind = DeltaSubscription if stream.method in DELTA_METHODS else SotwSubscription
+        self.subscription: SotwSubscription[Resource] | DeltaSubscription[Resource] = kind(
+            # An Envoy that connects again sends an empty list for each type that it used before.
+            empty_is_all=stream.method not in ADS_METHODS
         )
         self._parts = 0
         """Bytes of the deliveries and of the client's words that were counted so far."""

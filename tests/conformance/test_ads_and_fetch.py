@@ -40,6 +40,24 @@ async def test_ads_serves_secrets_and_leaves_other_types_unanswered(
 
 
 @pytest.mark.parametrize("kind", [Sotw, Delta])
+async def test_on_ads_only_the_star_asks_for_everything(
+    tmp_path: Path, kind: type[Sotw | Delta]
+) -> None:
+    """An Envoy that has removed its last secret sends an empty list when it connects again."""
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stream = kind(connection, ads=True)
+        await stream.ask()
+        await stream.silent()
+        at.store.put_svid(svid())
+        await stream.silent()
+        await stream.ask("default")
+        assert set(secrets(await stream.next())) == {"default"}
+        everything = kind(connection, ads=True)
+        await everything.ask("*")
+        assert set(secrets(await everything.next())) == {str(WEB.spiffe_id), f"spiffe://{TD}"}
+
+
+@pytest.mark.parametrize("kind", [Sotw, Delta])
 async def test_ads_needs_a_type_url(tmp_path: Path, kind: type[Sotw | Delta]) -> None:
     async with serving(tmp_path) as at, channel(at.target) as connection:
         stream = kind(connection, ads=True)

@@ -60,7 +60,8 @@ nothing under a name      silence                          told once, in ``remov
 Rules and where they come from (xDS protocol: Envoy's document "xDS REST and gRPC protocol"):
 
 * The empty list of a first request, and ``*``, are the wildcard ("How the client specifies what
-  resources to return"). An empty list after names is an unsubscription.
+  resources to return"). An empty list after names is an unsubscription. On the aggregated stream
+  only ``*`` is the wildcard: there an Envoy begins with an empty list that means nothing.
 * A request with ``error_detail`` is a NACK, whatever its version ("ACK and NACK").
 * The first request of a stream starts afresh: its nonce and error belong to a former stream
   ("When to send an update": nonces are valid within one stream only). In delta its

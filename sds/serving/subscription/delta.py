@@ -49,7 +49,7 @@ class DeltaSubscription(Subscription[R]):
             outcome.stale = not self._settle(outcome, request.nonce, request.error)
             if self.wildcard:
                 self._disown(outcome.acked)
-        if first and not request.subscribe:
+        if first and not request.subscribe and self._empty_is_all:
             self.wildcard = self._all_due = True
         yield outcome
         yield from self._resubscribe(request)

@@ -23,9 +23,9 @@ class SotwSubscription(Subscription[R]):
 
     __slots__ = ("_client_nonce", "_named")
 
-    def __init__(self) -> None:
+    def __init__(self, *, empty_is_all: bool = True) -> None:
         """Begin a stream that has named nothing."""
-        super().__init__()
+        super().__init__(empty_is_all=empty_is_all)
         self._named = False
         """Whether the client named a resource here: then an empty list is not a wildcard."""
         self._client_nonce = ""
@@ -85,7 +85,7 @@ class SotwSubscription(Subscription[R]):
         yield outcome
 
     def _is_wildcard(self, names: tuple[str, ...]) -> bool:
-        return WILDCARD in names or not self._named
+        return WILDCARD in names or (self._empty_is_all and not self._named)
 
     def _rename(self, outcome: Outcome, names: tuple[str, ...]) -> Iterator[Outcome]:
         """Make ``names`` the names that are asked for."""

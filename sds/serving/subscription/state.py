@@ -57,6 +57,7 @@ class Subscription(Generic[R]):
         "_all_due",
         "_begun",
         "_due",
+        "_empty_is_all",
         "_last_nonce",
         "_outstanding",
         "_refused",
@@ -65,8 +66,13 @@ class Subscription(Generic[R]):
         "words",
     )
 
-    def __init__(self) -> None:
-        """Begin a stream that watches nothing."""
+    def __init__(self, *, empty_is_all: bool = True) -> None:
+        """Begin a stream that watches nothing.
+
+        Args:
+            empty_is_all: whether a client that has named nothing yet asks for everything.
+        """
+        self._empty_is_all = empty_is_all
         self._watches: SlimDict[str, Watch] = SlimDict()
         self._due: SlimDict[str, None] = SlimDict()
         """Names to look at, in the order in which they became due."""
