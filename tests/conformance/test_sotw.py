@@ -284,6 +284,26 @@ async def test_a_nack_is_known_by_its_error_not_by_its_version(tmp_path: Path) -
         assert at.tally.events[Event.ACK] == 1
 
 
+@pytest.mark.parametrize("names", [("default", "ROOTCA"), ("*",)])
+async def test_a_list_that_neither_answers_nor_changes_anything_is_answered_in_full(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """Envoy sends one for each new user of a name that it has over ADS, and that one waits."""
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stream = Sotw(connection)
+        first = await stream.get(*names)
+        await stream.ask(*names, nonce=first.nonce)
+        second = await stream.next()
+        assert secrets(second) == secrets(first)
+        assert second.version_info == first.version_info
+        await stream.ack(second, *names)
+        await stream.silent()
+        await stream.nack(second, *names, error="said twice, so it asks for nothing")
+        await stream.silent()
+        at.store.put_svid(svid())
+        await stream.next()
+
+
 async def test_a_stale_nonce_is_ignored(tmp_path: Path) -> None:
     async with serving(tmp_path) as at, channel(at.target) as connection:
         stream = Sotw(connection)

@@ -100,6 +100,9 @@ class Client:
         before, had_wildcard = self.explicit, self.wildcard
         self.explicit = set(names) - {"*"}
         self.wildcard = "*" in names or not self.named
+        unchanged = (self.explicit, self.wildcard) == (before, had_wildcard)
+        if unchanged and self.nonce and not self.queue:
+            self._excuse(self.wanted() | set(self.view))  # neither an ACK nor another list
         if self.wildcard and not had_wildcard:
             self._excuse(set(self.world.long_names) - before)
         self._excuse(self.explicit - before)

@@ -55,13 +55,19 @@ class SotwSubscription(Subscription[R]):
         outcome = Outcome()
         # This counts for an ignored request too: the client knows that it has named something.
         self._named = self._named or bool(request.names)
+        again = False
         if self._begun and request.nonce and self._last_nonce:
             settled = self._settle(outcome, request.nonce, request.error)
+            again = not settled and request.error is None
             if request.nonce != self._last_nonce:
                 yield from self._take_overtaken(outcome, request, settled=settled)
                 return
             self._client_nonce = request.nonce
         self._begun = True
+        if again and self._is_asked(request.names):
+            yield outcome
+            yield from self._ask_again()
+            return
         yield from self._rename(outcome, request.names)
 
     def _take_overtaken(
@@ -86,6 +92,24 @@ class SotwSubscription(Subscription[R]):
 
     def _is_wildcard(self, names: tuple[str, ...]) -> bool:
         return WILDCARD in names or (self._empty_is_all and not self._named)
+
+    def _is_asked(self, names: tuple[str, ...]) -> bool:
+        """Say whether this is the list that the client sent before."""
+        wanted = set(names) - {WILDCARD}
+        asked = {name for name, watch in self._watches.items() if watch.asked}
+        return self.wildcard == self._is_wildcard(names) and wanted == asked
+
+    def _ask_again(self) -> Iterator[Outcome]:
+        """Let everything be sent again, because the client asks for it without an answer to give.
+
+        Envoy does so when something new in it uses a name that it has already: the new part waits
+        for a response of its own.
+        """
+        for some in sliced(tuple(self._watches)):
+            for name in some:
+                self._watches[name].sent = None
+                self._due[name] = None
+            yield Outcome()
 
     def _rename(self, outcome: Outcome, names: tuple[str, ...]) -> Iterator[Outcome]:
         """Make ``names`` the names that are asked for."""
