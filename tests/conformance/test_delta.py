@@ -150,6 +150,22 @@ async def test_a_nack_is_answered_by_silence_and_the_next_content_is_sent(tmp_pa
         assert set(secrets(await stream.next())) == {"default"}
 
 
+async def test_of_several_that_are_refused_only_the_bad_one_is_kept_back(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stream = Delta(connection)
+        await stream.ask("default", "ROOTCA")
+        both = await stream.next()
+        await stream.ask(nonce=both.nonce, error="one is bad")
+        for name in ("ROOTCA", "default"):
+            alone = await stream.next()
+            assert set(secrets(alone)) == {name}
+            assert not alone.removed_resources
+            await stream.ask(nonce=alone.nonce, error="no good" if name == "ROOTCA" else None)
+        await stream.silent()
+        assert at.tally.events[Event.NACK] == 2
+        assert at.tally.events[Event.ACK] == 1
+
+
 @pytest.mark.parametrize("first", [(), ("*",)])
 async def test_everything_by_long_names(tmp_path: Path, first: tuple[str, ...]) -> None:
     async with (

@@ -284,6 +284,48 @@ async def test_a_nack_is_known_by_its_error_not_by_its_version(tmp_path: Path) -
         assert at.tally.events[Event.ACK] == 1
 
 
+async def test_of_several_that_are_refused_only_the_bad_one_is_kept_back(tmp_path: Path) -> None:
+    """Envoy stops at the first that it refuses: the others must not wait for their next version."""
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        names = ("ALL", "ROOTCA", "default", ID)
+        stream = Sotw(connection)
+        await stream.ask(*names)
+        await stream.nack(await stream.next(), *names, error="one is bad")
+        accepted: set[str] = set()
+        refused: list[str] = []
+        while len(accepted) + len(refused) < len(names):
+            response = await stream.next()
+            got = set(secrets(response))
+            if "ROOTCA" not in got:
+                accepted |= got
+                await stream.ack(response, *names)
+                continue
+            if len(got) == 1:
+                refused.append("ROOTCA")
+            await stream.nack(response, *names, error="that one")
+        assert accepted == {"ALL", "default", ID}
+        await stream.silent()  # what is refused alone is not repeated
+        assert at.tally.events[Event.NACK] == 3
+        at.store.put_svid(svid())
+        assert set(secrets(await stream.next())) == {"default", ID}
+
+
+async def test_what_was_refused_with_others_is_not_repeated_where_it_is_out_of_date(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stream = Sotw(connection)
+        await stream.ask("default", "ROOTCA")
+        first = await stream.next()
+        at.store.put_svid(svid())
+        second = await stream.next()
+        assert set(secrets(second)) == {"default"}
+        await stream.nack(first, "default", "ROOTCA", error="no good")
+        assert set(secrets(await stream.next())) == {"ROOTCA"}
+        await stream.ack(stream.last, "default", "ROOTCA")
+        await stream.silent()
+
+
 @pytest.mark.parametrize("names", [("default", "ROOTCA"), ("*",)])
 async def test_a_list_that_neither_answers_nor_changes_anything_is_answered_in_full(
     tmp_path: Path, names: tuple[str, ...]

@@ -208,6 +208,7 @@ class Machine(RuleBasedStateMachine):
         if self.core is not None:
             assert len(self.core._outstanding) <= MAX_OUTSTANDING
             assert not self.core._due
+            assert not self.core._halves
 
     def teardown(self) -> None:
         try:

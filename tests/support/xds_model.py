@@ -141,6 +141,8 @@ class Client:
                 self.refused.pop(name, None)
             else:
                 self.refused[name] = version
+        if not accept and len(response.resources) > 1:
+            self._excuse(set(response.resources))  # perhaps only one of them is bad
         for name in response.removed:
             self.seen.pop(name, None)
             if accept:

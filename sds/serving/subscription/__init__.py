@@ -20,9 +20,11 @@ Because ``respond`` reads the newest content when it is called and not when the 
 slow reader never has a queue: while one response is on its way any number of changes collapse into
 one set of due names (the latest wins). And because a name is sent only where its version differs
 from the version sent last, nothing unchanged is ever sent twice, an ACK and a NACK are both
-answered by silence, and refused content is never repeated: only new content has a new version. The
-one exception is a name that is subscribed (again): what is known of it is erased, so it is always
-sent.
+answered by silence, and content that was refused alone is never repeated: only new content has a
+new version. There are three exceptions. What is known of a name that is subscribed (again) is
+erased, so it is always sent. A response of several resources that is refused is sent again in
+halves, because a client may have stopped at the one that is bad. And a state-of-the-world request
+that neither answers nor changes anything asks for everything again.
 
 A worked example, state of the world, with what each call returns:
 

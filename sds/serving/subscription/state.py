@@ -1,14 +1,15 @@
 """The state that both protocols share: what a stream watches, what was sent, what is due.
 
 Owns the state of names and of responses without an answer. Invariants: a name is sent only if its
-version differs from the one sent last; at most :data:`MAX_OUTSTANDING` responses wait for an ACK;
-the nonce that counts as the newest is one that was sent; only the receipt of a resource is kept
-once it was sent.
+version differs from the one sent last, unless the client asks again or refused it together with
+others; at most :data:`MAX_OUTSTANDING` responses wait for an ACK; the nonce that counts as the
+newest is one that was sent; only the receipt of a resource is kept once it was sent.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, Final, Generic
 
@@ -58,6 +59,7 @@ class Subscription(Generic[R]):
         "_begun",
         "_due",
         "_empty_is_all",
+        "_halves",
         "_last_nonce",
         "_outstanding",
         "_refused",
@@ -79,6 +81,8 @@ class Subscription(Generic[R]):
         self._all_due = False
         self._refused: SlimDict[str, None] = SlimDict()
         """Watched names whose last answer from the client was a refusal."""
+        self._halves: deque[tuple[Receipt, ...]] = deque()
+        """Halves of refused responses, to be sent once more, each in a response of its own."""
         self._outstanding: dict[str, tuple[Receipt, ...]] = {}
         self._last_nonce = ""
         self._begun = False
@@ -112,7 +116,7 @@ class Subscription(Generic[R]):
 
     def has_due(self) -> bool:
         """Say whether there is anything to look at."""
-        return self._all_due or bool(self._due)
+        return self._all_due or bool(self._due or self._halves)
 
     def touch(self, names: Iterable[str]) -> None:
         """Mark these names as due: their content may have changed, come or gone."""
@@ -181,6 +185,9 @@ class Subscription(Generic[R]):
                 watch.refused = version
                 self._note(watch, kept)
                 self._refused[name] = None
+        if error is not None and len(receipts) > 1:
+            middle = len(receipts) // 2
+            self._halves += (receipts[:middle], receipts[middle:])
         return True
 
     def respond(self, view: View[R], nonce: str, most: int = sys.maxsize) -> Answer[R] | None:
@@ -190,7 +197,7 @@ class Subscription(Generic[R]):
         was left out stays due (:meth:`has_due`).
         """
         if not (self._due or self._all_due):
-            return None
+            return self._repeat(view, nonce) if self._halves else None
         answer: Answer[R] = Answer()
         everything = frozenset(view.everything()) if self.wildcard else frozenset()
         names = self._take_due(everything, most)
@@ -212,6 +219,26 @@ class Subscription(Generic[R]):
             self._await_answer(nonce, tuple([one.receipt for one in answer.resources]))
             return answer
         return answer if answer.absent or answer.held else None
+
+    def _repeat(self, view: View[R], nonce: str) -> Answer[R] | None:
+        """Return half of a response that was refused, because only one resource may be bad.
+
+        Envoy stops at the first resource that it refuses, and takes none of those that follow. Each
+        half that is refused is halved again, so in the end the bad resource is refused alone, and
+        that is not repeated.
+        """
+        answer: Answer[R] = Answer()
+        for name, version, _ in self._halves.popleft():
+            watch = self._watches.get(name)
+            if watch is None or not watch.sent == watch.refused == version:
+                continue  # it was dropped, or something newer was sent or accepted
+            resource = view.find(name)
+            if resource is not None and resource.receipt.version == version:
+                answer.resources.append(resource)
+        if not answer.resources:
+            return None
+        self._await_answer(nonce, tuple([one.receipt for one in answer.resources]))
+        return answer
 
     def sent(self) -> list[tuple[str, str]]:
         """Return names and versions of what the client has."""
