@@ -55,7 +55,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
     "certificate_revoked": Reason("The manufacturer revoked it. Take this machine out of service."),
     "revocation_list": Reason("Fetch the list again from the manufacturer."),
     "revocation_list_stale": Reason(
-        "Fetch the newest revocation list; a job should do so daily.",
+        "Fetch the newest revocation list: `sds collateral fetch` does so once, "
+        "`verification.fetch` always.",
         retriable=True,
     ),
     "endorsement_tcb_mismatch": Reason(
@@ -120,7 +121,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "This machine cannot give such evidence. Choose the right `attestation.kind`, or `auto`."
     ),
     "endorsement_unavailable": Reason(
-        "This passes when the manufacturer's service answers; a filled cache or folder avoids it.",
+        "This passes when the manufacturer's service answers. For certificates of chips, a filled "
+        "`attestation.certificates` or `attestation.certificate_cache` avoids the question.",
         retriable=True,
     ),
     "collateral_missing": Reason(
@@ -132,7 +134,7 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "Fetch the collateral again from Intel's service or your own cache."
     ),
     "collateral_stale": Reason(
-        "Fetch the collateral again; a job should do so daily.",
+        "Fetch the collateral again: `sds collateral fetch` once, `verification.fetch` always.",
         retriable=True,
     ),
     "quoting_enclave": Reason(
@@ -205,7 +207,7 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "`attestation.exchange_key` out.",
     ),
     "runtime_register": Reason(
-        "`attestation.exchange_key` needs a TDX guest with Linux 6.16 or later, and root. "
-        "SEV-SNP has no runtime register.",
+        "`attestation.exchange_key` needs root, and a TDX guest with Linux 6.16 or later or, with "
+        "`pcr`, an Azure confidential VM. Plain SEV-SNP has no runtime register.",
     ),
 }

@@ -66,7 +66,8 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "Ask again on a new connection to the node-wide socket; this one has ended."
     ),
     "connection_limit": Reason(
-        "Raise the limit, or find the client that opens so many connections.",
+        "Find the client that opens so many connections, or raise `node.connections_per_owner` or "
+        "`node.connections`, as the message says.",
         retriable=True,
     ),
     "connection_rate": Reason(
