@@ -197,9 +197,14 @@ class RefusedError(AuthorityError):
 
 
 class PolicyError(SdsError):
-    """A policy document cannot be used; the reason says why."""
+    """A policy document cannot be used; the reason says why.
+
+    Attributes:
+        forged: whether it names a trusted key that did not make the signature.
+    """
 
     reason = "policy"
+    forged = False
 
 
 class PolicyNotInForceError(PolicyError):

@@ -158,16 +158,17 @@ class PolicyHolder:
 
     async def offer(self, document: bytes) -> bool:
         """Take what a peer hands over, and say whether it is in force now (see :meth:`take`)."""
-        return self.take(document, origin="authority").refusal is None
+        return self.take(document, origin="authority", patient=False).refusal is None
 
-    def take(self, document: bytes, *, origin: str) -> OfferOutcome:
+    def take(self, document: bytes, *, origin: str, patient: bool = True) -> OfferOutcome:
         """Take the best of one or more signed policies into force.
 
         Args:
             document: signed policies, one after the other.
             origin: where they come from, for the log.
+            patient: whether to look at those after one with a forged signature too.
         """
-        outcome = self._take(document, origin, most_bytes=MOST_OFFERED_BYTES)
+        outcome = self._take(document, origin, most_bytes=MOST_OFFERED_BYTES, patient=patient)
         self._last_error = outcome.refusal
         if outcome.refusal is not None:
             self._refused_from.add(origin)
@@ -196,12 +197,15 @@ class PolicyHolder:
         """Do what :meth:`take` does for a caller that has proven nothing; only signatures count.
 
         The size limit is lower than for an operator. A refusal is told to the caller and not logged
-        here. A document that was read before is not read again if it can have no effect.
+        here. A document that was read before is not read again if it can have no effect, and
+        nothing after a forged signature is looked at.
         """
-        return self._take(document, "agent", most_bytes=_MOST_BYTES_OF_STRANGERS, again=False)
+        return self._take(
+            document, "agent", most_bytes=_MOST_BYTES_OF_STRANGERS, patient=False, again=False
+        )
 
     def _take(
-        self, document: bytes, origin: str, *, most_bytes: int, again: bool = True
+        self, document: bytes, origin: str, *, most_bytes: int, patient: bool, again: bool = True
     ) -> OfferOutcome:
         now = self._clock.now().wall
         state = self._state
@@ -212,7 +216,7 @@ class PolicyHolder:
             if useless and not fresh:
                 max((one for _, one in useless), key=lambda one: one.epoch.number).check(state, now)
                 return OfferOutcome()
-            state, outcome = offer(state, fresh, now=now)
+            state, outcome = offer(state, fresh, now=now, patient=patient)
         except PolicyError as error:
             outcome = OfferOutcome(refusal=error)
         except Exception as error:  # noqa: BLE001  the boundary between one offer and the process

@@ -257,9 +257,16 @@ def _unpacked(data: bytes, most_bytes: int) -> bytes:
 
 
 def offer(
-    state: PolicySuccession, offered: Iterable[SignedPolicy], *, now: datetime
+    state: PolicySuccession,
+    offered: Iterable[SignedPolicy],
+    *,
+    now: datetime,
+    patient: bool = True,
 ) -> tuple[PolicySuccession, OfferOutcome]:
     """Take the highest offered epoch that may be in force now; offers may come in any order.
+
+    Unless it is ``patient``, it looks at none after one with a forged signature: anybody can send
+    many of these, and each takes as long as evidence.
 
     Returns:
         The new state (the old one if nothing was taken), and the result.
@@ -276,7 +283,7 @@ def offer(
             f"more than {MAX_OFFERED} signed policies at once", reason="policy_malformed"
         )
         return state, OfferOutcome(refusal=refusal)
-    candidates, errors = _candidates(state, pool, now)
+    candidates, errors = _candidates(state, pool, now, patient=patient)
     verified = tuple(_remembered(one.policy) for one in candidates)
     candidates.sort(key=lambda one: one.policy.epoch.number, reverse=True)
     refusals: list[PolicyError] = []
@@ -381,7 +388,7 @@ def _check_alone(policy: Policy, candidates: Sequence[_Candidate]) -> None:
 
 
 def _candidates(
-    state: PolicySuccession, pool: list[SignedPolicy], now: datetime
+    state: PolicySuccession, pool: list[SignedPolicy], now: datetime, *, patient: bool
 ) -> tuple[list[_Candidate], list[PolicyError]]:
     """Return every policy that authenticates, under today's signers or under those of a later link.
 
@@ -401,6 +408,8 @@ def _candidates(
                 policy = _authenticated(signed, here)
             except PolicyError as error:
                 errors.append(error)
+                if error.forged and not patient:
+                    return candidates, errors
                 failed.append(signed)
                 continue
             candidate = _Candidate(policy=policy, state=_after(here, policy))

@@ -58,7 +58,7 @@ def check_signatures(envelope: SignedEnvelope, trusted: TrustedKeys) -> tuple[st
         PolicyError: ``policy_below_threshold``: fewer distinct trusted keys than the threshold
             signed.
     """
-    names = []
+    names, forged = [], False
     encoded = envelope.envelope.pae()
     for key in trusted.keys:
         signature = envelope.envelope.signatures.get(key.key_id)
@@ -67,21 +67,26 @@ def check_signatures(envelope: SignedEnvelope, trusted: TrustedKeys) -> tuple[st
         try:
             key.key.verify_signature(signature, encoded)
         except UnverifiedSignatureError:
+            forged = True
             continue
         names.append(key.name)
+    error = None
     if not names:
-        raise PolicyError(
+        error = PolicyError(
             "no signature of the policy is valid under a trusted key "
             f"(it names {', '.join(key_id[:12] for key_id in envelope.key_ids[:8])}; trusted are "
             f"{', '.join(f'{key.name} {key.key_id[:12]}' for key in trusted.keys)})",
             advice="the file was altered, or other keys signed it",
             reason="policy_unsigned",
         )
-    if len(names) < trusted.threshold:
-        raise PolicyError(
+    elif len(names) < trusted.threshold:
+        error = PolicyError(
             f"{len(names)} of {len(trusted.keys)} trusted keys signed the policy "
             f"({', '.join(sorted(names))}), {trusted.threshold} must",
             advice="let the others sign too: `sds policy sign SIGNED.json --key …`",
             reason="policy_below_threshold",
         )
+    if error is not None:
+        error.forged = forged
+        raise error
     return tuple(sorted(names))

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from securesystemslib.signer import SSlibKey
 
 from sds.agent.authorizations import PolicyAuthorizations
 from sds.ca.signed_policy import SignedIssuancePolicy
@@ -283,6 +284,36 @@ async def test_an_old_policy_that_callers_send_again_and_again_is_read_once(
     clock.step(86400)
     assert holder.take_from_stranger(future).taken is not None
     assert holder.epoch == 9
+
+
+async def test_one_forged_signature_of_a_caller_costs_one(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes as long as evidence, and 64 envelopes with three each fit into 800 bytes."""
+    parties = Parties(clock)
+    memory = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE))
+    holder = PolicyHolder(memory, clock=clock)
+    forged = b"".join(
+        sign(document(number), ALICE).replace(b'"sig":"', b'"sig":"AAAA', 1) + b"\n"
+        for number in range(3, 40)
+    )
+    checked: list[bytes] = []
+    verify = SSlibKey.verify_signature
+
+    def counted(key: SSlibKey, signature: Any, data: bytes) -> None:
+        checked.append(data)
+        verify(key, signature, data)
+
+    monkeypatch.setattr(SSlibKey, "verify_signature", counted)
+    refusal = holder.take_from_stranger(forged).refusal
+    assert refusal is not None
+    assert refusal.reason == "policy_unsigned"
+    assert len(checked) == 1
+    assert not await holder.offer(forged)  # its authority may have turned hostile
+    assert len(checked) == 2
+    # What came before it counts, and an operator's files are read as a whole.
+    assert holder.take_from_stranger(parties.policies[1] + forged).taken is not None
+    assert holder.take(forged + parties.policies[2], origin="file").taken is not None
 
 
 def test_a_policy_below_the_floor_is_read_once_where_none_is_in_force(
