@@ -352,8 +352,8 @@ class AuthorityFamilies:
         """Register every family in ``registry``."""
         self.issue_latency = Histogram(
             "sds_ca_issue_latency_seconds",
-            "How long a message of an agent (a Hello or a request) took at the authority, from when "
-            "it was read to the answer.",
+            "How long a message of an agent (a Hello or a request) took at the authority, from "
+            "when it was read to the answer.",
             buckets=_FAST,
             registry=registry,
         )
