@@ -144,9 +144,11 @@ class SocketGuard:
             return None
         try:
             same = _mount_of(self._keep) == _mount_of(path.parent)
-        except (OSError, ValueError) as error:  # no /proc
-            _say_not_kept(path, words_of(error))
-            return None
+        except OSError as error:
+            raise SocketError(
+                f"the directory of {path} cannot be used: {words_of(error)}",
+                advice="give it to the agent's user",
+            ) from error
         if not same:
             _say_not_kept(path, "its directory is another mount")
             return None
@@ -226,17 +228,18 @@ def _say_not_kept(path: Path, why: str) -> None:
 
 
 def _mount_of(directory: Path) -> bytes:
-    """Return the number of a directory's mount: no link leads to another one (link(2), EXDEV).
+    """Return what tells a directory's mount from others: no link leads to one (link(2), EXDEV).
 
     Raises:
-        OSError, ValueError: the kernel does not say it.
+        OSError: there is no such directory, or it may not be looked at.
     """
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_bytes().split(b"\n")
+        for line in Path(f"/proc/self/fdinfo/{descriptor}").read_bytes().split(b"\n"):
+            if line.startswith(b"mnt_id:"):
+                return line
+    except OSError:
+        pass  # before Linux 5.14, a process that cannot be dumped may not read this if not root
     finally:
         os.close(descriptor)
-    for line in lines:
-        if line.startswith(b"mnt_id:"):
-            return line
-    raise ValueError("/proc/self/fdinfo has no mnt_id")
+    return str(directory.stat().st_dev).encode()

@@ -175,7 +175,7 @@ def test_a_socket_has_no_public_name_before_it_is_finished(tmp_path: Path) -> No
         assert not guard.lost
 
 
-@pytest.mark.parametrize("why", ["links", "another mount"])
+@pytest.mark.parametrize("why", ["links", "another mount", "another file system"])
 def test_a_socket_that_can_have_one_name_only_is_made_all_the_same(
     tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -188,6 +188,12 @@ def test_a_socket_that_can_have_one_name_only_is_made_all_the_same(
         monkeypatch.setattr(os, "link", link)
     else:
         keep = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    if why == "another file system":
+
+        def read_bytes(_: Path) -> bytes:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)  # as before Linux 5.14
     try:
         guard = SocketGuard(clock=FakeClock(), keep=keep)
         with guard.making(path) as place:
