@@ -13,10 +13,11 @@ from sds.attestation.evidence import answer_challenge
 from sds.attestation.registry import KINDS
 from sds.clock import stopwatch
 from sds.errors import (
-    AuthorityError,
+    AuthorityAnswerError,
     AuthorityRefusedError,
     AuthorityUnavailableError,
     EvidenceError,
+    PolicyError,
     SdsError,
 )
 from sds.operations.metrics.families import (
@@ -46,6 +47,10 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, SdsError):
         return error.reason
     return "cancelled" if isinstance(error, asyncio.CancelledError) else "internal"
+
+
+_ANSWERED: Final = (AuthorityRefusedError, AuthorityAnswerError, EvidenceError, PolicyError)
+"""Errors about what an authority answered: its evidence or policy is refused, say."""
 
 
 class MeteredAuthority:
@@ -83,10 +88,10 @@ class MeteredAuthority:
         self._families.requests.labels(self._reasons.label(outcome)).inc(number)
 
     def _note(self, error: BaseException) -> None:
-        """Note, by the error, whether the authority answers."""
+        """Note, by the error, whether the authority answers; some come before it is asked."""
         if isinstance(error, AuthorityUnavailableError):
             self._families.authority_up.set(0)
-        elif isinstance(error, AuthorityError):
+        elif isinstance(error, _ANSWERED):
             self._families.authority_up.set(1)
 
 
@@ -96,7 +101,7 @@ class MeteredRootsAuthority(MeteredAuthority):
     async def roots(self) -> tuple[bytes, ...]:
         try:
             found: tuple[bytes, ...] = await self._inner.roots()  # type: ignore[attr-defined]  # its maker chose the port
-        except AuthorityError as error:
+        except SdsError as error:
             self._note(error)
             raise
         self._families.authority_up.set(1)

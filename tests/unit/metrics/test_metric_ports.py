@@ -11,7 +11,14 @@ from prometheus_client import CollectorRegistry
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData
 from sds.authority.port import Issuance
-from sds.errors import AuthorityRefusedError, AuthorityUnavailableError, EvidenceError
+from sds.errors import (
+    AuthorityAnswerError,
+    AuthorityError,
+    AuthorityRefusedError,
+    AuthorityUnavailableError,
+    EvidenceError,
+    PolicyNotInForceError,
+)
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, SpiffeId
 from sds.operations.metrics.families import (
@@ -25,6 +32,7 @@ from sds.operations.metrics.ports import (
     VERDICTS,
     MeteredAttester,
     MeteredAuthority,
+    MeteredRootsAuthority,
     MeteredVerifier,
 )
 from tests.support.refusals import refused
@@ -50,6 +58,9 @@ class Inner:
         return self.answer()  # type: ignore[return-value]  # the test gives the right kind
 
     async def attest(self, data: ReportData) -> Evidence:
+        return self.answer()  # type: ignore[return-value]  # as above
+
+    async def roots(self) -> tuple[bytes, ...]:
         return self.answer()  # type: ignore[return-value]  # as above
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: dt.datetime) -> Claims:
@@ -102,6 +113,31 @@ async def test_an_exchange_that_fails_counts_every_item_and_raises_the_same(
     assert caught.value is error
     name = "sds_certificates_requested_total"
     assert registry.get_sample_value(name, {"outcome": outcome}) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "up"),
+    [
+        (AuthorityUnavailableError("no address answers"), 0),
+        (AuthorityRefusedError("no", wire_reason="measurement_not_allowed"), 1),
+        (AuthorityAnswerError("it speaks something else"), 1),
+        (EvidenceError("another measurement", reason="authority_evidence"), 1),
+        (PolicyNotInForceError("it has expired", reason="policy_expired"), 1),
+        (AuthorityError("no token, so nobody was asked", reason="authority_token"), None),
+        (KeyError("bug"), None),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1])
+async def test_whether_the_authority_answered_is_what_the_error_says(
+    registry: CollectorRegistry, error: Exception, up: int | None, before: int
+) -> None:
+    families = AgentFamilies(registry)
+    authority = MeteredRootsAuthority(Inner(failing(error)), families)
+    for ask in (lambda: authority.issue([ITEM]), authority.roots):
+        families.authority_up.set(before)
+        with pytest.raises(type(error)):
+            await ask()
+        assert registry.get_sample_value("sds_authority_up") == (before if up is None else up)
 
 
 async def test_evidence_is_timed_and_failures_counted(registry: CollectorRegistry) -> None:
