@@ -251,6 +251,7 @@ class Call:
             if self._told:
                 self._hold()
             if self._ended:
+                self._expect_whole()
                 raise StopAsyncIteration
             self._tell_taken()
             self._wake_reader = self._loop.create_future()
@@ -274,6 +275,16 @@ class Call:
         except ProtocolError as error:
             self._refuse(error)
             raise AbortedError from None
+
+    def _expect_whole(self) -> None:
+        """End the call if its client ended the request within a message, as grpc does.
+
+        Raises:
+            AbortedError: it did.
+        """
+        if self._reader.held and not self.over:
+            self.finish(grpc.StatusCode.INTERNAL, "the request ends within a message")
+            raise AbortedError
 
     def _refuse(self, error: ProtocolError) -> None:
         """End the call because of what the client sent, as "gRPC over HTTP2" says."""

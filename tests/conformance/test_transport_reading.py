@@ -11,6 +11,7 @@ import grpc
 import h2.config
 import h2.connection
 import h2.events
+import pytest
 
 from sds.transport.events import ConnectionLimits
 from sds.transport.server import Server, ServerLimits
@@ -154,6 +155,40 @@ async def test_what_follows_a_single_request_is_dropped(tmp_path: Path) -> None:
         assert served.owner.held < WINDOW // 2
         ends.set()
         await client.until(lambda: client.is_over(stream))
+
+
+@pytest.mark.parametrize("method", ["OneThing", "Many"])
+@pytest.mark.parametrize("whole", [0, 1])
+async def test_a_request_that_ends_within_a_message_is_no_success(
+    tmp_path: Path, method: str, whole: int
+) -> None:
+    """A stream that its client has to cut short must not look as if all of it were taken."""
+    got = []
+
+    async def one(request: bytes, _context: Any) -> None:
+        got.append(request)
+
+    async def many(requests: Any, _context: Any) -> None:
+        got.extend([request async for request in requests])
+
+    message = b"\0\0\0\0\1a"
+    async with connected(tmp_path, OneThing=one, Many=many) as (_, client):
+        stream = client.call(method)
+        client.send(stream, whole * message + message[:-1])
+        client.http.end_stream(stream)
+        client.flush()
+        await client.until(lambda: client.is_over(stream))
+        (status,) = [
+            dict(event.headers)["grpc-status"]
+            for event in client.events
+            if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived)
+            and "grpc-status" in dict(event.headers)
+        ]
+        if method == "OneThing" and whole:  # what follows the one request is dropped
+            assert (status, got) == ("0", [b"a"])
+        else:
+            assert status == str(grpc.StatusCode.INTERNAL.value[0])
+            assert not got
 
 
 async def test_a_call_can_be_cut(tmp_path: Path) -> None:
