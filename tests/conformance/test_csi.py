@@ -23,6 +23,7 @@ from sds.agent.csi import csi_driver
 from sds.agent.csi_registration import registered
 from sds.agent.node_settings import CsiSettings
 from sds.clock import SystemClock
+from sds.csi import volume_files
 from sds.csi.service import RegistrationService
 from sds.csi.volume import EPHEMERAL, MOST_OF_A_POD, POD_UID
 from sds.workload import front_door as door_module
@@ -320,9 +321,10 @@ async def test_a_directory_that_is_swapped_while_a_volume_is_removed_is_not_foll
 
 
 async def test_directories_that_the_kubelet_made_for_sub_paths_keep_no_pod_from_ending(
-    kubelet: Kubelet, tmp_path: Path, in_pod: object
+    kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_pod: object
 ) -> None:
     """A pod's author names them (``subPath``), and the kubelet makes those that are missing."""
+    monkeypatch.setattr(volume_files, "MOST_REMOVED", 2000)
     async with running(kubelet, tmp_path / "run"):
         await kubelet.publish()
         target = kubelet.target()
@@ -344,6 +346,21 @@ async def test_directories_that_the_kubelet_made_for_sub_paths_keep_no_pod_from_
         with pytest.raises(grpc.aio.AioRpcError, match="cannot be removed: Directory not empty"):
             await kubelet.unpublish()
         assert (target / "a" / "precious").exists()
+
+
+async def test_very_many_directories_in_a_volume_go_over_several_requests(
+    kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_pod: object
+) -> None:
+    """Other pods' volumes wait meanwhile."""
+    monkeypatch.setattr(volume_files, "MOST_REMOVED", 10)
+    async with running(kubelet, tmp_path / "run"):
+        await kubelet.publish()
+        for number in range(15):
+            (kubelet.target() / str(number)).mkdir()
+        with pytest.raises(grpc.aio.AioRpcError, match="it has more than 10 directories"):
+            await kubelet.unpublish()
+        await kubelet.unpublish()
+        assert not kubelet.target().exists()
 
 
 async def test_a_pods_directory_that_cannot_be_listed_keeps_no_other_pod_back(
