@@ -21,7 +21,7 @@ from sds.authority.patience import reason_of_end
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, EvidenceError
 from sds.exchange import wire
 from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement, authority_report_data
-from sds.pki import load_issuer, spki_sha256, supported_key, verify_authority_chain
+from sds.pki import MAX_ROOTS, load_issuer, spki_sha256, supported_key, verify_authority_chain
 from sds.reasons.authority import NO_ANSWER
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ def verify_challenge(
     """Check an authority's answer to our Hello.
 
     The checks, in order (``docs/exchange.md``): 1. it gives a nonce of 32 bytes, a chain and
-    roots; 2. its evidence covers our nonce; 3. the TLS key that it names is the one that answers;
-    4. its evidence is valid, and binds all of this; 5. its issuing chain is valid under its own
-    roots.
+    not too many roots; 2. its evidence covers our nonce; 3. the TLS key that it names is the one
+    that answers; 4. its evidence is valid, and binds all of this; 5. its issuing chain is valid
+    under its own roots.
 
     Args:
         challenge: the answer.
@@ -105,6 +105,11 @@ def verify_challenge(
     """
     if len(challenge.nonce) != NONCE_BYTES or not challenge.issuing_chain or not challenge.roots:
         raise AuthorityAnswerError("the Challenge lacks a nonce, a chain or roots")  # 1
+    if len(challenge.roots) > MAX_ROOTS:  # each may cost a signature
+        raise AuthorityAnswerError(
+            f"the authority names {len(challenge.roots)} roots, and at most {MAX_ROOTS} are read",
+            reason="authority_roots",
+        )
     key = supported_key(load_issuer(challenge.issuing_chain[0], "issuing certificate"))
     statement = wire.statement_from_wire(challenge, issuing_key=spki_sha256(key))
     covered = tuple(challenge.covered_nonces) or (nonce,)

@@ -24,12 +24,19 @@ from sds.authority.port import Authority
 from sds.backoff import QUICK, Backoff, Retry
 from sds.ca.issuer import make_signer, self_sign
 from sds.clock import elapsed, sleep_while
-from sds.errors import RefusedError, SdsError, without_frames
+from sds.errors import AuthorityAnswerError, RefusedError, SdsError, without_frames
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
-from sds.pki import generate_private_key, make_csr, read_root, verify_authority_chain
+from sds.pki import (
+    fit_a_bundle,
+    generate_private_key,
+    make_csr,
+    read_root,
+    verify_authority_chain,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from datetime import datetime, timedelta
 
     from sds.ca.issuer import Signer
@@ -132,14 +139,27 @@ class SigningState:
         now = self._clock.now().wall
         return tuple(sorted(der for der, root in self._roots.items() if root.not_after > now))
 
-    def publish(self, roots: tuple[bytes, ...]) -> None:
+    def publish(self, roots: tuple[bytes, ...], *, gone: Collection[bytes] = ()) -> None:
         """Add roots that the source names to the bundle.
 
+        Args:
+            roots: the roots in DER.
+            gone: those that leave the bundle at the same time.
+
         Raises:
+            AuthorityAnswerError: ``authority_roots``: there would be too many; nothing changed.
             CertificateError: some client cannot read one of them; nothing changed.
         """
         certificates = {der: read_root(der) for der in roots}
         now = self._clock.now()
+        stay = {der for der, one in self._roots.items() if der not in gone and not one.is_over(now)}
+        together = stay | certificates.keys()
+        if not fit_a_bundle(together):
+            raise AuthorityAnswerError(
+                f"{len(together - stay)} new roots were named, which do not fit beside the "
+                f"{len(stay)} under which certificates may be valid",
+                reason="authority_roots",
+            )
         since = now.monotonic if self._roots else -math.inf  # the first roots need not settle
         for der, certificate in certificates.items():
             known = self._roots.get(der)
@@ -163,15 +183,20 @@ class SigningState:
                 under it may be valid. The current signer's root stays in any case.
 
         Raises:
-            CertificateError: as for :meth:`publish`.
+            AuthorityAnswerError, CertificateError: as for :meth:`publish`.
         """
-        self.publish(roots)
         now = self._clock.now().boottime
-        for der, root in list(self._roots.items()):
-            if self._signer is not None and der == self._signer.root:
-                root.named = now
-            elif now - root.named > retention.total_seconds():
-                del self._roots[der]
+        signer = b"" if self._signer is None else self._signer.root
+        if signer in self._roots:
+            self._roots[signer].named = now
+        gone = [
+            der
+            for der, root in self._roots.items()
+            if der not in {signer, *roots} and now - root.named > retention.total_seconds()
+        ]
+        self.publish(roots, gone=gone)
+        for der in gone:
+            if self._roots.pop(der, None) is not None:
                 _LOGGER.info(
                     "a root left the bundle: its source no longer names it",
                     extra={"root": _fingerprint(der)},

@@ -27,7 +27,14 @@ from sds.pki.keys import (
     spki_sha256,
     supported_key,
 )
-from sds.pki.roots import MAX_BUNDLE_BYTES, MAX_ROOTS, complete_anchors, is_self_signed, read_root
+from sds.pki.roots import (
+    MAX_BUNDLE_BYTES,
+    MAX_ROOTS,
+    complete_anchors,
+    fit_a_bundle,
+    is_self_signed,
+    read_root,
+)
 
 __all__ = [
     "MAX_BUNDLE_BYTES",
@@ -40,6 +47,7 @@ __all__ = [
     "certificates_from_pem",
     "complete_anchors",
     "csr_public_key",
+    "fit_a_bundle",
     "generate_private_key",
     "is_self_signed",
     "key_type_of",

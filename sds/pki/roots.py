@@ -24,7 +24,7 @@ from sds.pki.constraints import extension
 from sds.pki.portable import unportable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _LEAST_RSA_BITS: Final = 1024
@@ -35,6 +35,11 @@ MAX_BUNDLE_BYTES: Final = 256 * 1024
 """The most bytes of all its roots in DER: every subscriber gets them in one message."""
 _REMEMBERED: Final = 256
 _REMEMBERED_BUNDLES: Final = 32
+
+
+def fit_a_bundle(roots: Collection[bytes]) -> bool:
+    """Say whether one trust domain may have all of these roots together."""
+    return len(roots) <= MAX_ROOTS and sum(map(len, roots)) <= MAX_BUNDLE_BYTES
 
 
 def read_root(der: bytes, what: str = "root") -> x509.Certificate:

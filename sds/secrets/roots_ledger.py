@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sds.errors import AuthorityAnswerError
-from sds.pki import MAX_BUNDLE_BYTES, MAX_ROOTS, read_root
+from sds.pki import MAX_BUNDLE_BYTES, MAX_ROOTS, fit_a_bundle, read_root
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -68,7 +68,7 @@ class Ledger:
         named = {hashlib.sha256(der).hexdigest(): der for der in roots}
         known = {root.fingerprint: root.der for root in self.roots}
         together = known | named
-        if len(together) > MAX_ROOTS or sum(map(len, together.values())) > MAX_BUNDLE_BYTES:
+        if not fit_a_bundle(together.values()):
             raise AuthorityAnswerError(
                 f"the authority named {len(named.keys() - known)} new roots; with the "
                 f"{len(known)} under which certificates may be valid, these are more than "

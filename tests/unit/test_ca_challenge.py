@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sds import errors
+from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.evidence import Evidence, EvidenceKind, item_digest
+from sds.authority.session import verify_challenge
 from sds.ca.proof import Proof, Prover
 from sds.exchange.challenge import (
     AuthorityStatement,
@@ -23,6 +25,8 @@ from sds.exchange.challenge import (
 )
 from sds.exchange.item import CertificateItem
 from sds.identity import Identity, SpiffeId
+from sds.pki import MAX_ROOTS
+from tests.support.certificates import NOW, ca_wish, self_signed
 from tests.support.refusals import refused
 
 
@@ -249,3 +253,17 @@ async def test_hellos_of_several_turns_share_a_report_and_none_waits_for_many_tu
     assert (await prover.prove(b"stays")).covered == (b"stays",)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+def test_a_challenge_with_very_many_roots_is_refused_before_any_is_read() -> None:
+    """A thousand of one name took two seconds of the event loop, a signature each."""
+    issuing = self_signed(ca_wish("issuing")).der
+    challenge = ca_pb2.Challenge(
+        nonce=b"n" * 32,
+        tls_spki_sha256=b"n" * 32,
+        policy_digest=b"p" * 32,
+        issuing_chain=[issuing],
+        roots=[issuing, *(b"not read" for _ in range(MAX_ROOTS))],
+    )
+    with refused("authority_roots"):
+        verify_challenge(challenge, nonce=b"m" * 32, tls_key=b"n" * 32, verifier=None, now=NOW)

@@ -21,7 +21,13 @@ from sds.ca.operator_files import FromOperator
 from sds.ca.signers import FromUpstream, SelfSigned, SigningState, follow_roots, keep_signing
 from sds.exchange.item import IssuedChain
 from sds.identity import KeyType, SpiffeId
-from sds.pki import certificate_der, certificate_pem, csr_public_key, generate_private_key
+from sds.pki import (
+    MAX_ROOTS,
+    certificate_der,
+    certificate_pem,
+    csr_public_key,
+    generate_private_key,
+)
 from sds.policy.nodes import Permit, RequestedCertificate
 from tests.support.authority import TRUST_DOMAIN
 from tests.support.certificates import Wish, ca_wish, self_signed
@@ -609,3 +615,29 @@ async def test_an_authority_s_certificate_counts_for_no_longer_than_it_was_asked
     signer, _ = await source.next_signer()
     assert signer.certificate.not_valid_after_utc > clock.now().wall + timedelta(days=2999)
     assert signer.not_after <= clock.now().wall + timedelta(seconds=LIFE)
+
+
+def many_roots(count: int) -> tuple[bytes, ...]:
+    return tuple(self_signed(ca_wish(f"root {number}")).der for number in range(count))
+
+
+def test_an_authority_above_that_names_new_roots_all_the_time_reaches_a_bound() -> None:
+    """Or it fills our memory, and agents refuse the bundle as a whole."""
+    state = SigningState(clock=FakeClock())
+    known, new = many_roots(MAX_ROOTS), many_roots(1)
+    state.publish(known)
+    with refused("authority_roots", match="do not fit beside the 64"):
+        state.follow((*known[:1], *new), retention=timedelta(days=1))
+    assert set(state.roots) == set(known)
+    state.follow(known[:1], retention=timedelta(days=1))
+    assert set(state.roots) == set(known)
+
+
+async def test_roots_that_leave_make_room_for_those_that_come_at_once() -> None:
+    clock = FakeClock()
+    state = SigningState(clock=clock)
+    first, second = many_roots(40), many_roots(40)
+    state.publish(first)
+    await clock.advance(1)
+    state.follow(second, retention=timedelta(0))
+    assert set(state.roots) == set(second)
