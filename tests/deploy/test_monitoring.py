@@ -99,6 +99,15 @@ def test_alerts_and_dashboard_use_only_metrics_that_exist() -> None:
         assert names <= known, (names - known, expression)
 
 
+def test_pages_and_cures_name_only_metrics_that_exist() -> None:
+    known = exported()
+    pages = [*(need.ROOT / "docs").rglob("*.md"), *(need.ROOT / "sds" / "reasons").glob("*.py")]
+    for page in [*pages, need.ROOT / "CHANGELOG.md"]:
+        for name in re.findall(r"\bsds_[a-z0-9_]+", page.read_text()):
+            # A page may leave the end of a name out: `sds_owner_…`.
+            assert any(one.startswith(name) for one in known), f"{page.name}: {name}"
+
+
 def test_the_dashboard_s_expressions_parse(tmp_path: Path) -> None:
     promtool = need.tool("promtool")
     groups = {

@@ -6,9 +6,12 @@ page: the row fails until both agree.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from sds.admission import server as admission_server
+from sds.agent.node_settings import NodeSettings
 from sds.attestation import keeper
 from sds.attestation.guest import tsm
 from sds.attestation.snp import kds
@@ -39,6 +42,9 @@ from sds.workload.kubernetes.services import MOST_SERVICES
 from sds.workload.peer import MOST_GROUPS
 from tests.support import need
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 MIB, KIB = 1 << 20, 1 << 10
 
 
@@ -46,6 +52,11 @@ def rate(allowance: tuple[float, float]) -> str:
     """How the page writes a rate: what may come at once, and each second."""
     each_second, at_once = allowance
     return f"{at_once:,.0f} and {each_second:.0f}"
+
+
+def seconds_of(section: type[BaseModel], name: str) -> str:
+    """The default of a setting that is a time."""
+    return f"{section.model_fields[name].default.total_seconds():g}"
 
 
 def under(mebibytes: int) -> str:
@@ -177,6 +188,9 @@ PROMISES = [
     ("kubernetes", f"would have more than {MAX_DNS_NAMES} DNS names"),
     ("kubernetes", f"keep more than {MOST_BYTES_OF_A_POD // KIB} KiB"),
     ("kubernetes", f"at most {issuance_queue._AHEAD_ITEMS} in a request"),
+    ("kubernetes", f"it wait for `node.hold` ({seconds_of(NodeSettings, 'hold')} s)"),
+    ("kubernetes", f"at most `node.recheck` ({seconds_of(NodeSettings, 'recheck')} s) later"),
+    ("workload-api", f"at most `node.hold` ({seconds_of(NodeSettings, 'hold')} s)"),
     ("threat-model", f"beyond {MOST_GROUPS:,} groups or {MOST_LABELS} labels"),
     ("threat-model", f"a pod that more than {MOST_SERVICES} Services select"),
     ("threat-model", f"of at most {http._MAX_LINES} lines"),

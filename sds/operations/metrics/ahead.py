@@ -44,8 +44,8 @@ class AheadCollector(Collector):
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         family = CounterMetricFamily(
             "sds_minted_ahead",
-            "Identities minted before a caller asked, by outcome: 'used', 'unused' (nobody came), "
-            "'no_room' (not minted: too many waited).",
+            "Identities minted before a caller asked, by outcome, once they are released: 'used', "
+            "'unused' (nobody came); and 'no_room': pods for which too many waited to mint all.",
             labels=["outcome"],
         )
         outcomes = {} if self.source is None else self.source.outcomes
