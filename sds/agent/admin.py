@@ -133,6 +133,7 @@ def _identity(one: IdentityState) -> agent_pb2.Identity:
         failed_attempts=one.failed_attempts,
         reason=one.reason,
         message=one.message,
+        at_rest=not one.wanted,
     )
 
 

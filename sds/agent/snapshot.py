@@ -216,11 +216,12 @@ def _identity(one: IdentityStatus, store: SecretStore, workloads: Iterable[str])
         version="" if stored is None else stored.version,
         not_after=one.not_after,
         received_at=None if stored is None else stored.svid.received_at,
-        renew_at=one.renew_at,
+        renew_at=one.renew_at if one.wanted else None,
         rotations=one.rotations,
         failed_attempts=one.attempts,
         reason=one.reason,
         message=one.message,
+        wanted=one.wanted,
     )
 
 

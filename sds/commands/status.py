@@ -330,7 +330,7 @@ def _table(seen: agent_pb2.Status, *, width: int | None = None) -> Iterator[Text
         (
             one.condition,
             _until(one.not_after, now) if one.HasField("not_after") else "-",
-            _until(one.renew_at, now) if one.HasField("renew_at") else "-",
+            _renewal(one, now),
             str(one.rotations),
             str(streams.get(one.spiffe_id, 0)),
             one.serial[:_SERIAL_CHARACTERS] or "-",
@@ -373,6 +373,15 @@ def _errors(identities: Iterable[agent_pb2.Identity]) -> Iterator[Text]:
         yield Text(f"{who}: {tries}: {words} [{reason}]", style="red")
     if len(kinds) > _MAX_KINDS:
         yield Text(f"{len(kinds) - _MAX_KINDS} more kinds of errors: --output json shows all")
+
+
+def _renewal(one: agent_pb2.Identity, now: datetime) -> str:
+    """Return when it is renewed: ``due`` after that time, ``at rest`` if nobody may have it now."""
+    if one.at_rest:
+        return "at rest"
+    if not one.HasField("renew_at"):
+        return "-"
+    return _until(one.renew_at, now).replace("over", "due")
 
 
 def _until(moment: Timestamp, now: datetime) -> str:

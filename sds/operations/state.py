@@ -51,6 +51,8 @@ class IdentityState:
             changed that may cure the failure.
         reason: why the last attempt failed, as a stable label; empty if it succeeded.
         message: the same in words.
+        wanted: whether somebody may have it now. Nothing renews the others, so they are never late:
+            they are kept for callers that come back, or were minted ahead.
     """
 
     spiffe_id: str
@@ -66,6 +68,7 @@ class IdentityState:
     failed_attempts: int = 0
     reason: str = ""
     message: str = ""
+    wanted: bool = True
 
     def remaining(self, now: datetime) -> float:
         """Return the part of its life that is left: 1 is new, 0 is expired or none."""
@@ -78,7 +81,10 @@ class IdentityState:
     def health(self, now: datetime) -> IdentityHealth:
         """Judge by the remaining life; without an SVID, bad after a failure and waiting before."""
         if self.not_after is None:
-            return IdentityHealth.BAD if self.reason else IdentityHealth.WAITING
+            bad = self.reason and self.wanted
+            return IdentityHealth.BAD if bad else IdentityHealth.WAITING
+        if not self.wanted:
+            return IdentityHealth.GOOD
         left = self.remaining(now)
         if left < EXPIRING:
             return IdentityHealth.BAD

@@ -144,6 +144,14 @@ def test_what_watch_draws_fits_and_keeps_what_is_wrong_in_view(width: int, heigh
     assert int(more.split()[1]) + drawn == 251
 
 
+def test_the_time_of_a_renewal_is_said_where_there_is_one() -> None:
+    kept = IdentityState(spiffe_id="spiffe://example.org/kept", condition="valid", wanted=False)
+    late = IdentityState(spiffe_id="spiffe://example.org/late", condition="valid", renew_at=NOW)
+    shown = {line.rpartition("/")[2]: line for line in text(state(identities=(kept, late)))}
+    assert " at rest " in shown["kept"]
+    assert " due " in shown["late"]
+
+
 def test_streams_of_the_node_wide_socket_count() -> None:
     one = IdentityState(spiffe_id="spiffe://example.org/pod", condition="valid")
     pods = tuple(

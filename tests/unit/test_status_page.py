@@ -84,6 +84,26 @@ def test_health(left: float, error: str, health: IdentityHealth) -> None:
     assert identity("a", left=left, error=error).health(NOW) is health
 
 
+def test_what_nobody_wants_is_at_rest_and_never_late() -> None:
+    """As in metrics and alerts: an SVID that is kept for callers that come back is not renewed."""
+    kept = dataclasses.replace(identity("kept", left=0.05), wanted=False, renew_at=None)
+    coming = dataclasses.replace(identity("coming", left=-1, error="down"), wanted=False)
+    assert kept.health(NOW) is IdentityHealth.GOOD
+    assert coming.health(NOW) is IdentityHealth.WAITING
+    state = dataclasses.replace(troubled(), identities=(kept, coming), clients=(), errors=())
+    shown = page(state, nonce="n")
+    assert shown.count("at rest") == 2
+    assert "<b>0</b><span>without an SVID</span>" in shown
+
+
+def test_a_renewal_that_is_late_is_due_and_an_error_of_another_day_has_its_date() -> None:
+    late = dataclasses.replace(identity("late", left=0.2), renew_at=NOW - dt.timedelta(minutes=9))
+    error = dataclasses.replace(troubled().errors[0], at=NOW - dt.timedelta(days=2))
+    shown = page(dataclasses.replace(troubled(), identities=(late,), errors=(error,)), nonce="n")
+    assert ">due</td>" in shown
+    assert "2029-12-30 12:00:00" in shown
+
+
 def test_remaining_is_between_zero_and_one_whatever_the_clock_says() -> None:
     new = identity("a", left=0.5)
     assert new.remaining(NOW - dt.timedelta(days=9)) == 1

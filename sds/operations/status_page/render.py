@@ -55,7 +55,10 @@ def page(state: AgentState, *, nonce: str, refresh_seconds: int = 5) -> str:
         readiness="ready" if state.readiness.ready else "not ready",
         tiles=(
             ("identities", len(state.identities)),
-            ("without an SVID", sum(one.not_after is None for one in state.identities)),
+            (
+                "without an SVID",
+                sum(one.wanted and one.not_after is None for one in state.identities),
+            ),
             ("subscribers", len(state.clients) + state.unlisted),
             ("policy epoch", "none" if state.policy is None else state.policy.epoch),
         ),
