@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from sds.serving.slices import Slices
     from sds.serving.subscription import SotwRequest
     from sds.serving.way import Way
-    from sds.workload.entitlement import Entitlement
+    from sds.workload.entitlement import Caller, Entitlement
 
 logger = logging.getLogger("sds.serving.service")
 
@@ -266,7 +266,8 @@ class SecretService:
             subscription: SotwSubscription[Resource] = SotwSubscription()
             for outcome in subscription.outcomes(request):
                 yield len(outcome.added)
-            while subscription.has_due():
+            # At a change, what was found must not wait for the rest: a key may have retired.
+            while subscription.has_due() and self._is_now(changes, caller, entitlement):
                 answer = subscription.respond(snapshot, "", SLICE)
                 if answer is not None:
                     size = sum(resource.size for resource in answer.resources)
@@ -274,13 +275,20 @@ class SecretService:
                     held.answer(size)  # and what is made of them
                     whole.resources.extend(answer.resources)
                     whole.absent.extend(answer.absent)
+                    answer = None
                 yield SLICE
             if entitlement.ended is not None:
                 raise without_frames(entitlement.ended)
-            if changes == self._changes and caller is entitlement.current:
+            if self._is_now(changes, caller, entitlement):
                 return whole  # else the answer mixes two states
 
     # --- inside ---------------------------------------------------------------------------------
+
+    def _is_now(self, changes: int, caller: Caller, entitlement: Entitlement) -> bool:
+        """Say whether nothing has changed since, neither what is served nor for this caller."""
+        return (
+            changes == self._changes and caller is entitlement.current and entitlement.ended is None
+        )
 
     def _on_change(self, change: Change) -> None:
         self._changes += 1

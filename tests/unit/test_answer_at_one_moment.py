@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sds.errors import WorkloadError
 from sds.secrets.store import SecretStore
-from sds.serving.encode import SECRET_TYPE
+from sds.serving.encode import SECRET_TYPE, Resource
 from sds.serving.held import Held
 from sds.serving.service import SecretService
-from sds.serving.subscription.messages import SotwRequest
+from sds.serving.slices import SLICE
+from sds.serving.subscription.messages import Answer, SotwRequest
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support.refusals import refused
 from tests.support.serving import API, TD, WEB, root, svid
@@ -74,3 +77,22 @@ def test_a_right_that_changes_meanwhile_is_that_of_the_answer(service: SecretSer
     making = begun(service, entitlement)
     entitlement.replace(caller(API))
     assert names(making) == [str(API.spiffe_id)]
+
+
+def test_what_was_found_before_a_change_does_not_wait_for_the_rest(service: SecretService) -> None:
+    """It may have a key that retired, and a client with many calls makes each of them long."""
+    entitlement = Entitlement(caller(WEB))
+    request = SotwRequest(names=(str(WEB.spiffe_id), *(f"none{at}" for at in range(20 * SLICE))))
+    making = service.answer(entitlement, SECRET_TYPE, request, strong=False, held=Held())
+
+    def found() -> list[Resource]:
+        whole: Answer[Resource] = inspect.getgeneratorlocals(making).get("whole", Answer())
+        return whole.resources
+
+    while not found():
+        next(making)
+    service._catalog.store.put_svid(svid(WEB))
+    (before,) = found()
+    next(making)
+    assert before not in found()
+    assert sys.getrefcount(before) == 2  # the variable and the argument
