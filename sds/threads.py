@@ -183,6 +183,8 @@ LOOKUPS: Final = Threads("lookups", 4)
 """The lookup of the names of HTTP servers."""
 GENERIC_SECRETS: Final = Threads("generic-secrets", 1)
 """Files of generic secrets."""
+CONFIGURATION: Final = Threads("configuration", 1)
+"""Compares the configuration file with the one of the start."""
 POLICY: Final = Threads("policy", 1)
 """Files of the signed policy."""
 TLS_FILES: Final = Threads("tls-files", 1)

@@ -37,7 +37,7 @@ from sds.supervision import first_error, supervised
 from sds.workload.connected import entitlement_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from sds.agent.config import AgentConfig
     from sds.agent.policy import AgentPolicy
@@ -80,8 +80,9 @@ async def run(
     clock: Clock,
     stop: asyncio.Event,
     memory: MemoryProtection | None = None,
+    notices: Callable[[], Sequence[str]] = tuple,
 ) -> None:
-    """Run until ``stop`` is set, then drain; ``sds status`` shows the protections of ``memory``.
+    """Run until ``stop`` is set, then drain; ``sds status`` shows ``memory`` and ``notices``.
 
     Raises:
         SdsError: the agent could not start, or a part of it failed.
@@ -90,7 +91,7 @@ async def run(
         # Containers wait for the start of an agent that measures its key, and the authority may be
         # one of them, so the start is complete once the sockets are open.
         told = readiness_notifier(at_once=config.attestation.exchange_key is not None)
-        async with running_agent(config, clock=clock, memory=memory, told=told):
+        async with running_agent(config, clock=clock, memory=memory, told=told, notices=notices):
             await stop.wait()
             notify(STOPPING)
             _LOGGER.info("draining: streams end, and Envoys keep the secrets that they have")
@@ -109,6 +110,7 @@ async def running_agent(
     clock: Clock,
     memory: MemoryProtection | None = None,
     told: Callable[[Readiness], None] = _nobody,
+    notices: Callable[[], Sequence[str]] = tuple,
 ) -> AsyncIterator[RunningAgent]:
     """Run an agent while the block runs.
 
@@ -117,6 +119,7 @@ async def running_agent(
         clock: time.
         memory: the protections of memory, which ``sds status`` shows.
         told: is told of every change of the readiness.
+        notices: gives further sentences that ``sds status`` shows.
 
     Raises:
         ConfigurationError: the configuration does not fit this machine.
@@ -217,6 +220,7 @@ async def running_agent(
             warnings=lambda: (
                 *(() if memory is None else memory.missing()),
                 *build.warnings(config, policy),
+                *notices(),
                 *owners.memory.notices,
                 *(() if node is None else node.notices()),
                 *(() if verification is None else verification.files.notices()),

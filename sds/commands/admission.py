@@ -20,6 +20,7 @@ from sds.commands.options import NamedPath
 from sds.errors import ConfigurationError
 from sds.faults import watch_loop
 from sds.operations import logs
+from sds.operations.configuration_file import ConfigurationFile
 from sds.operations.instruments import AdmissionInstruments
 from sds.operations.listeners import metrics_listener
 from sds.operations.notify import notify
@@ -58,7 +59,8 @@ def serve_command(path: Path, log_format: str, log_level: str) -> None:
 
     While this service is down, nothing starts on the node (if `enforce` is true).
     """
-    config = _checked(path)
+    file = ConfigurationFile(path, AdmissionConfig)
+    config = _checked(path, file.config)
     logs.configure(style=log_format, level=log_level)
     for sentence in _unchecked(config):
         _LOGGER.warning(sentence)
@@ -71,7 +73,7 @@ def serve_command(path: Path, log_format: str, log_level: str) -> None:
         watch_loop(asyncio.get_running_loop())
         clock = SystemClock()
         instruments = AdmissionInstruments(clock=clock)
-        async with metrics_listener(config.metrics, instruments):
+        async with file.followed(clock=clock), metrics_listener(config.metrics, instruments):
             await serve(
                 config,
                 clock=clock,
@@ -88,7 +90,7 @@ def serve_command(path: Path, log_format: str, log_level: str) -> None:
 @_CONFIG
 def check(path: Path) -> None:
     """Check that containerd and the kubelet leave no way around the wrapper."""
-    config = _checked(path)
+    config = _checked(path, yamlfile.load_file(path, AdmissionConfig))
     logs.silence()
     found = [
         words
@@ -139,8 +141,7 @@ def _without_policy(config: AdmissionConfig, checks: ConfigurationChecks) -> Ite
     checks.raise_all()
 
 
-def _checked(path: Path) -> AdmissionConfig:
-    config = yamlfile.load_file(path, AdmissionConfig)
+def _checked(path: Path, config: AdmissionConfig) -> AdmissionConfig:
     checks = ConfigurationChecks(str(path), now=SystemClock().now().wall)
     with checks.of("policy"):
         config.policy.start(config.trust_domain)

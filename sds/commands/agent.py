@@ -26,6 +26,7 @@ from sds.commands.options import NamedPath
 from sds.faults import watch_loop
 from sds.operations import logs
 from sds.operations.collector import only_when_told
+from sds.operations.configuration_file import ConfigurationFile
 from sds.secrets.allocator import is_wanted, use_wiping_allocator
 from sds.secrets.hardening import harden
 from sds.secrets.heap import give_back
@@ -61,7 +62,7 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
         from sds.agent.check import check_configuration  # noqa: PLC0415
 
         logs.silence()
-        config = _configuration(path)
+        config = yamlfile.load_file(path, AgentConfig)
         warnings = check_configuration(
             config, what=str(path), clock=SystemClock(), environment=os.environ
         )
@@ -71,17 +72,13 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
         return
     use_wiping_allocator()  # sds.entry did this already, for options in their usual place
     with _made_to_stay():
-        config = _configuration(path)
+        file = ConfigurationFile(path, AgentConfig)
     logs.configure(style=log_format, level=log_level)
     memory = harden()
     for sentence in memory.missing():
         _LOGGER.warning(sentence)
-    if not uvloop.run(_until_stopped(config, memory)):
+    if not uvloop.run(_until_stopped(file, memory)):
         raise SystemExit(1)
-
-
-def _configuration(path: Path) -> AgentConfig:
-    return yamlfile.load_file(path, AgentConfig)
 
 
 @contextlib.contextmanager
@@ -102,14 +99,17 @@ def _made_to_stay() -> Iterator[None]:
         gc.enable()
 
 
-async def _until_stopped(config: AgentConfig, memory: MemoryProtection) -> bool:
+async def _until_stopped(file: ConfigurationFile[AgentConfig], memory: MemoryProtection) -> bool:
     """Run the agent; return False if a second signal ended it before it was drained."""
     loop = asyncio.get_running_loop()
     watch_loop(loop)
-    stop = asyncio.Event()
-    running = asyncio.create_task(
-        run(config, clock=SystemClock(), stop=stop, memory=memory), name="agent"
-    )
+    clock, stop = SystemClock(), asyncio.Event()
+
+    async def followed() -> None:
+        async with file.followed(clock=clock):
+            await run(file.config, clock=clock, stop=stop, memory=memory, notices=file.notices)
+
+    running = asyncio.create_task(followed(), name="agent")
 
     def on_signal() -> None:
         if stop.is_set():

@@ -15,10 +15,10 @@ from sds.commands.daemon_options import CHECK_CONFIG, log_options, say_ready
 from sds.commands.options import NamedPath
 from sds.faults import watch_loop
 from sds.operations import logs
+from sds.operations.configuration_file import ConfigurationFile
 from sds.operations.instruments import AuthorityInstruments
 from sds.operations.listeners import metrics_listener
 from sds.secrets.hardening import harden
-from sds.settings import yamlfile
 
 _LOGGER = logging.getLogger("sds.commands.ca")
 
@@ -39,7 +39,8 @@ def ca(path: Path, *, check_config: bool, log_format: str, log_level: str) -> No
     Prints one line, "READY HOST:PORT", once it can sign. SIGTERM drains it; a second SIGTERM ends
     it at once.
     """
-    config = yamlfile.load_file(path, AuthorityConfig)
+    file = ConfigurationFile(path, AuthorityConfig)
+    config = file.config
     if check_config:
         logs.silence()
         found = check(config, what=str(path))
@@ -57,7 +58,7 @@ def ca(path: Path, *, check_config: bool, log_format: str, log_level: str) -> No
         watch_loop(asyncio.get_running_loop())
         clock = SystemClock()
         instruments = AuthorityInstruments(clock=clock)
-        async with metrics_listener(config.metrics, instruments):
+        async with file.followed(clock=clock), metrics_listener(config.metrics, instruments):
             await serve(
                 config,
                 ready=lambda port: say_ready(f"READY {host}:{port}"),
