@@ -71,8 +71,8 @@ class PortCollector(Collector):
         handshakes = CounterMetricFamily(
             "sds_ca_tls_handshakes",
             "TLS handshakes by result: 'done'; 'failed': the caller broke TLS, or offered nothing "
-            "that the authority accepts; 'left': it went away before, as an agent does that fetches "
-            "the certificate first (attested TLS, once for each new stream).",
+            "that the authority accepts; 'left': it went away before, as an agent does that first "
+            "fetches the certificate (attested TLS, once for each new stream).",
             labels=["result"],
         )
         counted = {} if source is None else source.handshakes()
