@@ -3,9 +3,10 @@
 Whoever has valid evidence may open thousands of streams, and ask on each for many certificates.
 That costs the authority far more than it costs them. Owns the order in which requests are decided.
 Invariants: at most ``slots`` turns are held at once; machines that wait take turns, one request or
-part of a request each, however many streams each has; all callers that have proven nothing count as
-one machine together, and the addresses among them take turns; a machine's own requests keep their
-order; memory is for those that wait. Nothing here reads a clock or touches a socket.
+part of a request each, however many streams each has; so do the addresses of callers that have
+proven nothing; as long as both wait, machines and such callers have every second turn, because
+after an outage every agent begins as such a caller; who has a turn keeps the order of its own
+requests; memory is for those that wait. Nothing here reads a clock or touches a socket.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-_STRANGERS: Final = ""
 _Waiting: TypeAlias = "dict[asyncio.Future[None], None]"
+_Row: TypeAlias = "OrderedDict[str, _Waiting]"
 
 
 class IssuingTurns:
@@ -31,8 +32,12 @@ class IssuingTurns:
 
     def __init__(self, slots: int) -> None:
         self._free = slots
-        self._rows: OrderedDict[str, OrderedDict[str, _Waiting]] = OrderedDict()
-        """Those that wait, by machine and by address; the first ones have the next turn."""
+        self._machines: _Row = OrderedDict()
+        """Those that wait, by machine; the first ones have the next turn."""
+        self._strangers: _Row = OrderedDict()
+        """Those that have proven nothing, by address."""
+        self._last = self._strangers
+        """The row that had the last turn."""
 
     @contextlib.asynccontextmanager
     async def turn(self, machine: str, address: str) -> AsyncIterator[None]:
@@ -52,37 +57,34 @@ class IssuingTurns:
             self._pass_on()
 
     async def _wait(self, machine: str, address: str) -> None:
-        # A machine's requests keep their order, whichever addresses it has.
-        address = address if machine == _STRANGERS else ""
+        row, name = (self._machines, machine) if machine else (self._strangers, address)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        row = self._rows.setdefault(machine, OrderedDict())
-        row.setdefault(address, {})[future] = None
+        row.setdefault(name, {})[future] = None
         try:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():  # it already had its turn
                 self._pass_on()
             else:
-                self._take(machine, address, future)
+                _take(row, name, future)
             raise
 
     def _pass_on(self) -> None:
-        """Give the turn to the next that waits, and put its row behind all others."""
-        if not self._rows:
+        """Give the turn to the next that waits; its machine or address is the last one then."""
+        other = self._machines if self._last is self._strangers else self._strangers
+        row = other or self._last
+        if not row:
             self._free += 1
             return
-        machine, row = next(iter(self._rows.items()))
-        address, waiting = next(iter(row.items()))
+        self._last = row
+        name, waiting = next(iter(row.items()))
         future = next(iter(waiting))
-        self._rows.move_to_end(machine)
-        row.move_to_end(address)
-        self._take(machine, address, future)
+        row.move_to_end(name)
+        _take(row, name, future)
         future.set_result(None)
 
-    def _take(self, machine: str, address: str, future: asyncio.Future[None]) -> None:
-        row = self._rows[machine]
-        del row[address][future]
-        if not row[address]:
-            del row[address]
-        if not row:
-            del self._rows[machine]
+
+def _take(row: _Row, name: str, future: asyncio.Future[None]) -> None:
+    del row[name][future]
+    if not row[name]:
+        del row[name]
