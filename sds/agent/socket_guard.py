@@ -21,7 +21,6 @@ import errno
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds.agent.directory import make_directory
@@ -37,12 +36,14 @@ from sds.unix_sockets import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
 PERIOD_SECONDS: Final = 1.0
 REMEMBERED_SECONDS: Final = 60.0
+_FDINFO_BYTES: Final = 4096
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +78,8 @@ class SocketGuard:
         self._sockets: dict[Path, _Guarded] = {}
         self._clock = clock
         self._keep = keep
+        self._mount = b""
+        """The mount of that directory, once somebody asked."""
         if keep is not None:
             make_directory(keep, 0o700)
             try:
@@ -143,7 +146,9 @@ class SocketGuard:
         if self._keep is None:
             return None
         try:
-            same = _mount_of(self._keep) == _mount_of(path.parent)
+            if not self._mount:
+                self._mount = _mount_of(self._keep)
+            same = _mount_of(path.parent) == self._mount
         except OSError as error:
             raise SocketError(
                 f"the directory of {path} cannot be used: {words_of(error)}",
@@ -235,11 +240,12 @@ def _mount_of(directory: Path) -> bytes:
     """
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        for line in Path(f"/proc/self/fdinfo/{descriptor}").read_bytes().split(b"\n"):
-            if line.startswith(b"mnt_id:"):
-                return line
-    except OSError:
-        pass  # before Linux 5.14, a process that cannot be dumped may not read this if not root
+        place = f"/proc/self/fdinfo/{descriptor}"
+        with contextlib.suppress(OSError), open(place, "rb", 0) as file:  # noqa: PTH123  no buffer
+            for line in file.read(_FDINFO_BYTES).split(b"\n"):
+                if line.startswith(b"mnt_id:"):
+                    return line
+        # Before Linux 5.14, a process that cannot be dumped may not read this if it is not root's.
+        return str(os.fstat(descriptor).st_dev).encode()
     finally:
         os.close(descriptor)
-    return str(directory.stat().st_dev).encode()

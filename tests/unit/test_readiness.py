@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sds.agent import socket_guard
 from sds.agent.health import HealthReporter
 from sds.agent.snapshot import UnservedIdentities
 from sds.agent.socket_guard import PERIOD_SECONDS, REMEMBERED_SECONDS, SocketGuard
@@ -190,10 +191,10 @@ def test_a_socket_that_can_have_one_name_only_is_made_all_the_same(
         keep = Path(tempfile.mkdtemp(dir="/dev/shm"))
     if why == "another file system":
 
-        def read_bytes(_: Path) -> bytes:
+        def opening(*_: object) -> None:
             raise PermissionError(errno.EACCES, "Permission denied")
 
-        monkeypatch.setattr(Path, "read_bytes", read_bytes)  # as before Linux 5.14
+        monkeypatch.setattr(socket_guard, "open", opening, raising=False)  # before Linux 5.14
     try:
         guard = SocketGuard(clock=FakeClock(), keep=keep)
         with guard.making(path) as place:
