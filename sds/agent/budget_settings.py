@@ -16,6 +16,8 @@ from sds.transport.budget_sizes import RECOGNISED, STRANGERS, Share, Total
 
 _TOTAL: Final = Total()
 _Rate = Annotated[float, Field(gt=0)]
+_Memory = Annotated[Size, Field(ge=256 << 10)]
+"""With less, an owner has no room for one connection with its messages."""
 _Part = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -28,7 +30,7 @@ class OwnerBudgetSection(Settings):
     streams: Count = Field(
         default=RECOGNISED.streams, description="Streams and calls at the same time."
     )
-    memory: Size = Field(
+    memory: _Memory = Field(
         default=RECOGNISED.held_bytes,
         description="Memory of its connections, streams, messages and output that waits.",
     )
@@ -69,7 +71,7 @@ class StrangersBudgetSection(OwnerBudgetSection):
         description="Streams and calls at the same time. One owner may have a quarter of them, and "
         "a 32nd (eight at least) once half are open.",
     )
-    memory: Size = Field(
+    memory: _Memory = Field(
         default=STRANGERS.held_bytes,
         description="Memory of their connections, streams, messages and output that waits; shared "
         "out as streams are (192 KiB at least).",
@@ -97,7 +99,7 @@ class BudgetsSection(Settings):
         default=StrangersBudgetSection(),
         description="All owners that no rule recognises, together.",
     )
-    memory: Size = Field(
+    memory: _Memory = Field(
         default=_TOTAL.held_bytes,
         description="Memory of all owners together. The last seventh is for owners that hold "
         "little. What the process needs for itself comes on top: 60 to 90 MiB. If no `memory` is "

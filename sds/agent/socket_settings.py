@@ -63,7 +63,7 @@ class ClientLimitsSection(Settings):
     names_per_stream: Count = Field(
         default=_LIMITS.names_per_stream, description="How many names one stream may ask for."
     )
-    message: Annotated[Size, Field(le=MOST)] = Field(
+    message: Annotated[Size, Field(ge=4 << 10, le=MOST)] = Field(
         default=_LIMITS.message_bytes, description="The largest request."
     )
     streams_per_connection: Count = Field(

@@ -43,6 +43,7 @@ class IstioSettings(Settings):
     )
     audience: str = Field(
         default="istio-ca",
+        pattern=r"^[!-~]+$",
         description="The audience that istiod expects. Used only to explain a refusal.",
     )
     impersonate: bool = Field(

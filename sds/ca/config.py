@@ -249,13 +249,22 @@ class ExchangeLimitsSection(Settings):
     write: Duration = Field(
         default=timedelta(seconds=30), description="How long a caller may take to read one answer."
     )
-    message: Annotated[Size, Field(le=MOST)] = Field(
+    message: Annotated[Size, Field(ge=64 << 10, le=MOST)] = Field(
         default=4 * 1024 * 1024, description="The largest message."
     )
     records: Count = Field(
         default=10_000,
         description="How many records of issued and refused certificates stay in memory.",
     )
+
+    @model_validator(mode="after")
+    def _room_for_a_message(self) -> Self:
+        if self.unproven_bytes < self.message:
+            raise ValueError(
+                "unproven_bytes: it is less than message, so that no machine could ever show its "
+                "evidence in one: raise it"
+            )
+        return self
 
     def limits(self) -> ExchangeLimits:
         """Return the limits as the server takes them."""

@@ -68,7 +68,7 @@ Account = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*
 class KubernetesSection(Settings):
     """Tokens of a Kubernetes cluster as evidence of nodes without confidential hardware."""
 
-    issuer: str = Field(
+    issuer: Annotated[str, Field(pattern=r"^[!-~]+$")] = Field(
         default="https://kubernetes.default.svc.cluster.local",
         description="The issuer in the cluster's service-account tokens.",
     )

@@ -23,6 +23,13 @@ def oversights(config: AuthorityConfig) -> Iterator[str]:
     """Yield warnings about this configuration and its files."""
     yield from _key(config)
     yield from _grants(config)
+    if config.kubernetes is not None:
+        both = sorted({*config.kubernetes.service_accounts} & {*config.kubernetes.authorities})
+        if both:
+            yield (
+                f"kubernetes: {', '.join(both)} is under service_accounts and under authorities: "
+                "it may be an authority only, and its agents are refused"
+            )
     if config.verification.reference_values.has_placeholders:
         yield f"verification.{PLACEHOLDERS}"
     if isinstance(config.signer, UpstreamSection):

@@ -93,6 +93,8 @@ class ServeSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.refresh_hint % timedelta(seconds=1):
+            raise ValueError("refresh_hint: a bundle's document says it in whole seconds: use 1s")
         try:
             self.address()
         except ConfigurationError as error:
