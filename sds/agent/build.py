@@ -344,6 +344,8 @@ def warnings(config: AgentConfig, policy: AgentPolicy | None = None) -> tuple[st
         )
     if config.verification.reference_values.has_placeholders:
         found.append(f"verification.{PLACEHOLDERS}")
+    if said := config.verification.reference_values.snp.without_minimum:
+        found.append(f"verification.reference_values.{said}")
     if not config.workloads and config.node is None:
         found.append("nobody is served: the configuration has neither workloads nor node")
     rules = [one for one in config.workloads if isinstance(one, WorkloadRule)]

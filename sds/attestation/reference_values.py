@@ -123,6 +123,18 @@ class SnpReferenceValues(_Model):
     require_ecc: StrictBool = False
     require_iommu_write_safe: StrictBool = False
 
+    @property
+    def without_minimum(self) -> str:
+        """Say which products any firmware may have, although ``minimum_tcb`` names others."""
+        accepted = self.products or list(Product)
+        lacking = [product for product in accepted if product not in self.minimum_tcb]
+        if not lacking or not self.minimum_tcb:
+            return ""
+        return (
+            f"snp names no minimum_tcb of {', '.join(lacking)}: their firmware is accepted "
+            "whatever its holes; leave them out of products, or name their minimum"
+        )
+
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         # The firmware writes zeros if there is nothing, so zeros identify nobody.

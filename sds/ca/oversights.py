@@ -32,6 +32,8 @@ def oversights(config: AuthorityConfig) -> Iterator[str]:
             )
     if config.verification.reference_values.has_placeholders:
         yield f"verification.{PLACEHOLDERS}"
+    if said := config.verification.reference_values.snp.without_minimum:
+        yield f"verification.reference_values.{said}"
     if isinstance(config.signer, UpstreamSection):
         yield from _above(config.signer, by_policy=config.policy is not None)
 
@@ -67,6 +69,8 @@ def _above(section: UpstreamSection, *, by_policy: bool) -> Iterator[str]:
     values = section.verification.reference_values
     if values.has_placeholders:
         yield f"signer.verification.{PLACEHOLDERS}"
+    if said := values.snp.without_minimum:
+        yield f"signer.verification.reference_values.{said}"
     if section.authority.tls == "attested" and values.any_machine and not by_policy:
         yield (
             "signer.verification.reference_values names no measurement: every machine with "

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.reference_values import PLACEHOLDERS
-from sds.attestation.snp.report import Product
 from sds.errors import IdentityError
 from sds.rules.pattern import parse_spiffe_pattern
 from sds.rules.template import template_fields
@@ -195,13 +194,8 @@ def _snp(values: ReferenceValues) -> Iterator[str]:
         yield "snp.permit_debug: the host can read and change a guest that may be debugged"
     if not values.snp.minimum_tcb and values.snp.minimum_firmware is None:
         yield "snp names no minimum_tcb: firmware with known holes is accepted"
-    elif values.snp.minimum_tcb:
-        accepted = values.snp.products or list(Product)
-        if lacking := [product for product in accepted if product not in values.snp.minimum_tcb]:
-            yield (
-                f"snp names no minimum_tcb of {', '.join(lacking)}: their firmware is accepted "
-                "whatever its holes; leave them out of products, or name their minimum"
-            )
+    elif said := values.snp.without_minimum:
+        yield said
     if values.snp.csp_ids and not _binds_image(values):
         yield (
             "snp.csp_ids: on AWS the launch measurement covers the firmware only, not the kernel "

@@ -166,6 +166,29 @@ signer: {kind: upstream, authority: {addresses: ["ca:1"]}, verification: {}}
             f"{ACCEPTED % ('00' * 48)}identities: [{{{RULE.replace('ab', '00')}}}]",
             "the zeros of an",
         ),
+        (
+            (
+                "trust_domain: example.org\n"
+                "verification: {reference_values: {snp: {minimum_tcb: {genoa: {snp: 20}}}}}\n"
+                f"identities: [{{{RULE}}}]"
+            ),
+            "verification.reference_values.snp names no minimum_tcb of milan, turin",
+        ),
+        (
+            (
+                "trust_domain: example.org\n"
+                "verification: {reference_values: {snp: {products: [genoa], minimum_tcb: "
+                "{genoa: {snp: 20}}}}}\n"
+                f"identities: [{{{RULE}}}]"
+            ),
+            "",
+        ),
+        (
+            ABOVE.replace(
+                "{}", "{reference_values: {snp: {minimum_tcb: {milan: {}, genoa: {snp: 20}}}}}"
+            ),
+            "signer.verification.reference_values.snp names no minimum_tcb of turin",
+        ),
         (ABOVE, ""),
         (
             ABOVE.replace("{}", f"{{reference_values: {{measurements: [{'00' * 48}]}}}}"),

@@ -335,6 +335,17 @@ def test_an_agent_that_takes_every_machine_for_its_authority_says_so(
     assert any(told in line for line in warnings(AgentConfig.model_validate(made))) is any_machine
 
 
+@pytest.mark.parametrize("products", [[], ["genoa"]])
+def test_products_without_a_minimum_beside_one_with_it_are_said(
+    settings: dict[str, Any], products: list[str]
+) -> None:
+    values = {"snp": {"products": products, "minimum_tcb": {"genoa": {"snp": 20}}}}
+    made = {**settings, "verification": {"reference_values": values}}
+    found = warnings(AgentConfig.model_validate(made))
+    told = "verification.reference_values.snp names no minimum_tcb of milan, turin"
+    assert any(told in line for line in found) is (not products)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
