@@ -196,6 +196,20 @@ class Catalog:
             return self._by_policy(name, caller, strong=strong)
         return self._generic_secret(name, caller)
 
+    def is_expected(self, caller: Caller, name: str) -> bool:
+        """Say whether a name is one that this caller will have a secret under.
+
+        These are the short names that every caller has, its own identities, and the bundles of
+        their trust domains: so the answer tells a caller nothing of anybody else.
+        """
+        aliases = self.aliases
+        if name in (*aliases.svid, *aliases.bundle, *aliases.all_bundles):
+            return True
+        if self.is_by_policy(name):
+            return self._peers is not None
+        own = (identity.spiffe_id for identity in caller.identities)
+        return any(name in (str(one), _SCHEME + one.trust_domain) for one in own)
+
     def names_of(self, caller: Caller, keys: Collection[ResourceKey]) -> list[str]:
         """Return the names, except those of policy, whose content depends on these stored keys."""
         found: list[str] = []

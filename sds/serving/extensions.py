@@ -135,6 +135,12 @@ class ExtensionCatalog:
             return self._ttl
         return max(_SHORTEST_TTL, min(self._ttl, allowed.ends_at - self._clock.now().wall))
 
+    @staticmethod
+    def is_expected(caller: Caller, name: str) -> bool:
+        """Return False: a filter exists from the start, and until then Envoy denies everything."""
+        del caller, name
+        return False
+
     def authorizations(self, caller: Caller) -> Authorizations:
         """Return which requests others may send to each identity of the caller."""
         now = self._clock.now().wall

@@ -43,6 +43,10 @@ class Snapshot:
                 self._found[name] = found  # not a filter, because its remaining life changes
             return found
 
+    def is_expected(self, name: str) -> bool:
+        """Say whether a name that has nothing behind it will have, as far as one can know."""
+        return self._catalog.is_expected(self._caller, name)
+
     def everything(self) -> tuple[str, ...]:
         """Return the names that the wildcard stands for."""
         return self._catalog.everything(self._caller)

@@ -35,6 +35,10 @@ class ResourceCatalog(Protocol):
         """Return the resource that the name stands for, for this caller."""
         ...
 
+    def is_expected(self, caller: Caller, name: str) -> bool:
+        """Say whether a name is one that this caller will have something under."""
+        ...
+
     def everything(self, caller: Caller) -> tuple[str, ...]:
         """Return the names that the wildcard stands for."""
         ...

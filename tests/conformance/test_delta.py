@@ -67,17 +67,40 @@ async def test_names_that_change_together_come_together(tmp_path: Path) -> None:
 async def test_a_name_that_is_not_there_is_told_once_and_pushed_when_it_is(tmp_path: Path) -> None:
     async with serving(tmp_path, empty=True) as at, channel(at.target) as connection:
         stream = Delta(connection)
-        await stream.ask("default", "no-such-name")
+        await stream.ask("no-such-name", str(API.spiffe_id))
         response = await stream.next()
-        assert list(response.removed_resources) == ["default", "no-such-name"]
+        assert list(response.removed_resources) == ["no-such-name", str(API.spiffe_id)]
         assert not response.resources
         await stream.ack(response)
+        await stream.ask("default")
         at.store.put_bundle(TD, [root("one").der])
         await stream.silent()
         at.store.put_svid(svid())
         response = await stream.next()
         assert set(secrets(response)) == {"default"}
         assert not response.removed_resources
+
+
+async def test_what_has_only_not_come_yet_is_not_told_as_removed(tmp_path: Path) -> None:
+    """Envoy takes a removal for an answer: its listener would begin without a certificate."""
+    async with serving(tmp_path, empty=True) as at, channel(at.target) as connection:
+        stream = Delta(connection)
+        await stream.ask("default", "ROOTCA", "ALL", ID, BUNDLE, "nothing")
+        response = await stream.next()
+        assert list(response.removed_resources) == ["nothing"]
+        await stream.ack(response)
+        at.store.put_bundle(TD, [root("one").der])
+        at.store.put_svid(svid())
+        found: set[str] = set()
+        while found != {"default", "ROOTCA", "ALL", ID, BUNDLE}:
+            response = await stream.next()
+            assert not response.removed_resources
+            found |= set(secrets(response))
+            await stream.ack(response)
+        at.store.withdraw_svid(WEB)
+        assert set((await stream.next()).removed_resources) == {"default", ID}
+        await stream.ask("default")  # nothing was sent since
+        await stream.silent()
 
 
 async def test_a_removed_secret_is_told_once(tmp_path: Path) -> None:

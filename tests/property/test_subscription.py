@@ -23,7 +23,7 @@ from sds.serving.subscription import (
     SotwSubscription,
 )
 from sds.serving.subscription.state import Watch
-from tests.support.xds_model import NAMES, Client, Request, Response, World
+from tests.support.xds_model import ALIASES, NAMES, Client, Request, Response, World
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -46,6 +46,9 @@ class WorldView:
     def find(self, name: str) -> Thing | None:
         version = self.world.contents.get(name)
         return None if version is None else Thing(Receipt(name, version))
+
+    def is_expected(self, name: str) -> bool:
+        return name in ALIASES
 
     def everything(self) -> Collection[str]:
         return self.world.everything()

@@ -56,7 +56,8 @@ State of the world and delta differ in three points only, each in the class of i
 ========================  ===============================  =========================================
 names                     the whole list each time         subscribe and unsubscribe lists
 a stale nonce             voids the whole request          voids the ACK only, never the lists
-nothing under a name      silence                          told once, in ``removed_resources``
+nothing under a name      silence                          told once, in ``removed_resources``,
+                                                           unless it is expected to come
 ========================  ===============================  =========================================
 
 Rules and where they come from (xDS protocol: Envoy's document "xDS REST and gRPC protocol"):

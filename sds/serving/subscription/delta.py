@@ -1,7 +1,7 @@
 """The delta protocol: each request says which names come and which go.
 
 Invariants: both lists of a request always apply, whatever its nonce; a name that the client asked
-for and that does not exist is reported once as removed.
+for and that does not exist is reported once as removed, unless it is expected to come.
 """
 
 from __future__ import annotations

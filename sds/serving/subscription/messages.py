@@ -54,6 +54,10 @@ class View(Protocol[R_co]):
         """Return the resource under a name; None if it does not exist or is not the caller's."""
         ...
 
+    def is_expected(self, name: str) -> bool:
+        """Say whether a name that has nothing behind it will have, as far as one can know."""
+        ...
+
     def everything(self) -> Collection[str]:
         """Return the names that the wildcard stands for."""
         ...

@@ -143,7 +143,9 @@ class Subscription(Generic[R]):
         before = self._watches.get(name)
         if before is not None and before.error:
             self._note(before, "")
-        self._watches[name] = Watch(asked=True)
+        watch = self._watches[name] = Watch(asked=True)
+        if before is not None and before.sent is not None:
+            watch.sent = ""  # the client has something, although no version of it counts
         self._due[name] = None
 
     def _note(self, watch: Watch, error: str) -> None:
@@ -214,7 +216,7 @@ class Subscription(Generic[R]):
                     self._due.update(later)
                     break
             elif watch is not None:
-                self._take_absence(answer, name, watch)
+                self._take_absence(answer, name, watch, view)
         if answer.resources or answer.removed:
             self._await_answer(nonce, tuple([one.receipt for one in answer.resources]))
             return answer
@@ -284,12 +286,15 @@ class Subscription(Generic[R]):
         watch.absence_told = False
         return size
 
-    def _take_absence(self, answer: Answer[R], name: str, watch: Watch) -> None:
+    def _take_absence(self, answer: Answer[R], name: str, watch: Watch, view: View[R]) -> None:
         """Note that there is nothing (any more) under a watched name."""
         never_told = watch.asked and not watch.absence_told
         if never_told and watch.sent is None:
             answer.absent.append(name)
-        if self._TELLS_REMOVALS and (never_told or watch.sent is not None):
+        # What has only not come yet is not told as removed: Envoy would not wait for it any longer.
+        if self._TELLS_REMOVALS and (
+            watch.sent is not None or (never_told and not view.is_expected(name))
+        ):
             answer.removed.append(name)
         watch.sent = None
         watch.absence_told = True
