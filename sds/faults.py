@@ -57,7 +57,8 @@ PLACES: Final = (
 )
 """Every place that reports, so that each is counted from 0."""
 _counts: Counter[str] = Counter(dict.fromkeys(PLACES, 0))
-_said: dict[tuple[str, type[BaseException]], float] = {}
+_said: dict[tuple[str, type[BaseException]], tuple[float, int]] = {}
+"""When a line told of each kind, and how often it occurred since then."""
 
 
 def report(where: str, error: BaseException, **about: object) -> None:
@@ -69,19 +70,25 @@ def report(where: str, error: BaseException, **about: object) -> None:
         about: further fields of the line of log.
     """
     _counts[where] += 1
-    if not _is_due((where, type(error)), _INTERVAL_SECONDS):
+    times = _due((where, type(error)), _INTERVAL_SECONDS)
+    if not times:
         return
-    extra = {**about, "where": where, "reason": "unexpected", "times": _counts[where]}
+    extra = {**about, "where": where, "reason": "unexpected", "times": times}
     _LOGGER.error("an unexpected error ended one %s", where, exc_info=error, extra=extra)
 
 
-def _is_due(key: tuple[str, type[BaseException]], seconds: float) -> bool:
-    """Say whether this was last due so many seconds ago or never, and note that it is now."""
+def _due(key: tuple[str, type[BaseException]], seconds: float) -> int:
+    """Return how often this occurred since it was due last; 0 if that is less than ``seconds`` ago.
+
+    It is due now if the result is not 0.
+    """
     now = _clock.now().monotonic
-    if now - _said.get(key, -seconds) < seconds:
-        return False
-    _said[key] = now
-    return True
+    last, since = _said.get(key, (-seconds, 0))
+    if now - last < seconds:
+        _said[key] = (last, since + 1)
+        return 0
+    _said[key] = (now, 0)
+    return since + 1
 
 
 def count(where: str) -> None:
@@ -132,12 +139,13 @@ def _from_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
 
 def _cannot_accept(error: BaseException) -> None:
     """Count an attempt once, for which asyncio calls up to a hundred times, and log it in words."""
-    if not _is_due(("attempt", type(error)), _ATTEMPT_SECONDS):
+    if not _due(("attempt", type(error)), _ATTEMPT_SECONDS):
         return
     count("accept")
-    if not _is_due(("accept", type(error)), _INTERVAL_SECONDS):
+    times = _due(("accept", type(error)), _INTERVAL_SECONDS)
+    if not times:
         return
     _LOGGER.error(
         "cannot accept connections: they wait; raise the limit of open files if this goes on",
-        extra={"why": getattr(error, "strerror", None) or str(error), "times": _counts["accept"]},
+        extra={"why": getattr(error, "strerror", None) or str(error), "times": times},
     )

@@ -13,6 +13,7 @@ import pytest
 
 from sds import faults
 from tests.support import need
+from tests.support.clock import FakeClock
 from tests.support.source import modules
 
 
@@ -35,6 +36,20 @@ def test_a_guarded_callback_reports_and_returns(caplog: pytest.LogCaptureFixture
     assert (record.levelno, record.__dict__["where"]) == (logging.ERROR, "test")
     assert record.__dict__["reason"] == "unexpected"
     assert "on purpose" in caplog.text
+
+
+def test_a_line_counts_what_came_since_the_last_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in every other line with the field `times`; the metric counts from the start."""
+    clock = FakeClock()
+    monkeypatch.setattr(faults, "_clock", clock)
+    faults.report("test", KeyError("of another kind"))
+    for seconds in (0, 1, 1, 20, 1, 20):
+        clock.monotonic += seconds
+        faults.report("test", ValueError("again"))
+    said = [one.__dict__["times"] for one in caplog.records if "again" in str(one.exc_info)]
+    assert said == [1, 3, 2]
 
 
 def test_another_kind_of_error_is_said_too(caplog: pytest.LogCaptureFixture) -> None:
