@@ -31,6 +31,8 @@ OURS_ALONE: Final = 0o600
 """The mode of a socket for our own user."""
 EVERYBODY: Final = 0o666
 """The mode of a socket to which all may connect; who is served is decided by who connects."""
+ISTIO_NAME: Final = "socket"
+"""Istio's sidecars look for this name in ``workload-spiffe-uds``: a link beside the socket."""
 SocketFile: TypeAlias = tuple[int, int]
 """Device and inode of a socket."""
 _PROBE_SECONDS: Final = 1.0

@@ -12,7 +12,7 @@ from sds.agent.directory import make_directory
 from sds.agent.node_socket import NodeSocket
 from sds.agent.sockets import WORKLOAD_SERVICES, workload_handlers
 from sds.serving.server import add_health, add_reflection, make_server
-from sds.unix_sockets import EVERYBODY, listening
+from sds.unix_sockets import EVERYBODY, ISTIO_NAME, listening
 from sds.workload.gate import Gate
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def make_node_socket(
     make_directory(path.parent, 0o755)
     with guard.making(path) as place:
         listener = listening(place, EVERYBODY)
+    guard.link(path.with_name(ISTIO_NAME), path.name)
     return NodeSocket(
         settings,
         config.rules,

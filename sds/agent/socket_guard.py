@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.agent.directory import make_directory
 from sds.errors import SocketError
+from sds.files import is_taken
 from sds.outside import words_of
 from sds.unix_sockets import (
     SocketFile,
@@ -53,11 +54,13 @@ class _Guarded:
     Attributes:
         file: its device and inode.
         kept: its name in our own directory; None if it cannot have one.
+        target: where it leads, if it is a link.
         lost_at: when its path was last seen to lead elsewhere, in monotonic seconds.
     """
 
     file: SocketFile | None
     kept: Path | None
+    target: str | None = None
     lost_at: float | None = None
 
 
@@ -103,7 +106,34 @@ class SocketGuard:
         guarded = _Guarded(file=file_at(path if kept is None else kept), kept=kept)
         self._sockets[path] = guarded
         if kept is not None:
-            self._place_first(path, kept, guarded)
+            found = ""
+            try:
+                clear_socket(path)
+            except SocketError as error:
+                found = error.message
+            self._place_first(path, kept, guarded, found=found)
+
+    def link(self, path: Path, target: str) -> None:
+        """Make a symbolic link, and watch it like a socket: clients that use it are led by it.
+
+        Raises:
+            SocketError: it cannot be made.
+        """
+        kept = self._own_name(path)
+        try:
+            if kept is None:
+                path.unlink(missing_ok=True)
+            (kept or path).symlink_to(target)
+        except OSError as error:
+            raise SocketError(
+                f"the link {path} cannot be made: {words_of(error)}",
+                advice="remove what is in its place, and make its directory writable for this user",
+            ) from error
+        guarded = _Guarded(file=file_at(kept or path), kept=kept, target=target)
+        self._sockets[path] = guarded
+        if kept is not None:
+            ours = not is_taken(path) or _target(path) == target
+            self._place_first(path, kept, guarded, found="" if ours else f"{path} was no such link")
 
     def file(self, path: Path) -> SocketFile | None:
         """Return which file our socket of this path is."""
@@ -126,7 +156,8 @@ class SocketGuard:
         before = self.lost
         now = self._clock.now().monotonic
         for path, guarded in self._sockets.items():
-            if file_at(path) != guarded.file:
+            # The number of a link that was removed may be another's by then.
+            if file_at(path) != guarded.file or _target(path) != guarded.target:
                 first = guarded.lost_at is None
                 guarded.lost_at = now
                 self._put_back(path, guarded, loud=first)
@@ -159,13 +190,9 @@ class SocketGuard:
             return None
         return self._keep / str(len(self._sockets))
 
-    def _place_first(self, path: Path, kept: Path, guarded: _Guarded) -> None:
-        """Give a socket its public name, whatever is there."""
-        found = why = ""
-        try:
-            clear_socket(path)
-        except SocketError as error:
-            found = error.message
+    def _place_first(self, path: Path, kept: Path, guarded: _Guarded, *, found: str) -> None:
+        """Give a socket its public name; ``found`` says what is there, if it is somebody's."""
+        why = ""
         try:
             try:
                 _place(path, guarded)
@@ -187,6 +214,14 @@ class SocketGuard:
         else:
             if loud:
                 _say_lost(path, "", loud=True)
+
+
+def _target(path: Path) -> str | None:
+    """Return where a link leads; None if it is none."""
+    try:
+        return str(path.readlink())
+    except OSError:
+        return None
 
 
 def _place(path: Path, guarded: _Guarded) -> None:

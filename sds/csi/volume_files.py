@@ -19,15 +19,13 @@ from sds.csi.volume import MAX_RECORD_BYTES, RECORD, PodVolume, recorded
 from sds.descriptors import refuse_passed
 from sds.errors import SocketError, WorkloadError
 from sds.files import read_file
-from sds.unix_sockets import EVERYBODY
+from sds.unix_sockets import EVERYBODY, ISTIO_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 SOCKET_NAME: Final = "sds.sock"
-ISTIO_NAME: Final = "socket"
-"""Istio's sidecars look for this name in ``workload-spiffe-uds``: a link beside the socket."""
 _NEW: Final = ".sds.sock.new"
 _MOVED: Final = ".sds.moved.{}"
 MOST_REMOVED: Final = 256

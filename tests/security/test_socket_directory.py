@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -75,3 +76,18 @@ async def test_a_socket_that_is_exchanged_while_the_agent_starts_is_put_back_and
                 whoami = sds("whoami", "--socket", path)
                 while (await output(whoami))[0] != 0:
                     await asyncio.sleep(0.1)
+
+
+async def test_the_link_that_sidecars_of_istio_follow_is_put_back_and_reported(node: Node) -> None:
+    """Who exchanges the link leads them elsewhere, and the socket itself stays as it was."""
+    path = place(node, transport="own")
+    link = path.with_name("socket")
+    async with node.agent(node={"attestors": ["unix"]}, workloads=RULES) as agent:
+        assert str(link.readlink()) == "sds.sock"
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(link) + ".other")
+            link.with_name("socket.other").rename(link)
+            await agent.line(f"somebody removed or replaced the socket {link}: it is put back")
+        assert (await output(sds("whoami", "--socket", link)))[0] == 0
+    async with node.agent(node={"attestors": ["unix"]}, workloads=RULES) as agent:
+        assert "removed or replaced" not in agent.text

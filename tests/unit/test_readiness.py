@@ -164,6 +164,33 @@ async def test_what_is_in_a_sockets_place_at_the_start_is_replaced_and_reported(
         assert not guard.lost
 
 
+@pytest.mark.parametrize("there", ["nothing", "ours", "another link", "a file"])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_link_is_made_and_watched_like_a_socket(
+    tmp_path: Path, there: str, *, keeps: bool
+) -> None:
+    link = tmp_path / "socket"
+    if there == "a file":
+        link.touch()
+    elif there != "nothing":
+        link.symlink_to("s.sock" if there == "ours" else "elsewhere")
+    guard = SocketGuard(clock=FakeClock(), keep=tmp_path / "keep" if keeps else None)
+    guard.link(link, "s.sock")
+    assert str(link.readlink()) == "s.sock"
+    assert bool(guard.lost) is (keeps and there in ("another link", "a file"))
+    link.unlink()
+    link.symlink_to("elsewhere")
+    guard.look()
+    assert guard.lost == (str(link),)
+    assert str(link.readlink()) == ("s.sock" if keeps else "elsewhere")
+
+
+def test_a_link_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "socket").mkdir()
+    with pytest.raises(SocketError, match=r"the link .*socket cannot be made"):
+        SocketGuard(clock=FakeClock()).link(tmp_path / "socket", "s.sock")
+
+
 def test_a_socket_has_no_public_name_before_it_is_finished(tmp_path: Path) -> None:
     """Whoever can write to the directory could exchange it before we know which one is ours."""
     path = tmp_path / "s.sock"
