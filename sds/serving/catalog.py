@@ -208,7 +208,9 @@ class Catalog:
         if self.is_by_policy(name):
             return self._peers is not None
         own = (identity.spiffe_id for identity in caller.identities)
-        return any(name in (str(one), _SCHEME + one.trust_domain) for one in own)
+        return name.startswith(_SCHEME) and any(
+            name in (str(one), _SCHEME + one.trust_domain) for one in own
+        )
 
     def names_of(self, caller: Caller, keys: Collection[ResourceKey]) -> list[str]:
         """Return the names, except those of policy, whose content depends on these stored keys."""
