@@ -139,8 +139,7 @@ class GenericSecretFiles:
             else:
                 if self._problems.over(of=key):
                     _LOGGER.info(
-                        "a generic secret can be read again",
-                        extra={"workload": workload, "secret_name": name},
+                        "a generic secret can be read again: %s", name, extra={"workload": workload}
                     )
         if self._take(fresh):
             _LOGGER.info("generic secrets changed")
