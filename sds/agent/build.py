@@ -31,8 +31,9 @@ from sds.serving.tickets import SessionTickets
 from sds.workload.attestors import ATTESTORS
 from sds.workload.chosen import open_to_pods
 from sds.workload.forms import impossible_values
-from sds.workload.mapping import WorkloadRule
+from sds.workload.mapping import Matching, WorkloadRule
 from sds.workload.service_dns_names import wildcards
+from sds.workload.shadowed import shadowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -352,6 +353,7 @@ def warnings(config: AgentConfig, policy: AgentPolicy | None = None) -> tuple[st
     return (
         *found,
         *impossible_values(rules),
+        *(shadowed(rules) if config.rules.matching is Matching.FIRST else ()),
         *_open_to_pods(config, rules),
         *_names_from_istio(config),
         *_names_of_services(config),

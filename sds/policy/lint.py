@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from sds.policy.lint_attestation import evidence_warnings, guest_errors, guest_warnings
+from sds.policy.lint_idle import idle
 from sds.rules.glob import Glob, GlobIndex
 from sds.rules.pattern import format_spiffe_pattern
 from sds.workload.chosen import names_pods, open_to_pods
@@ -45,6 +46,7 @@ def warnings(document: PolicyDocument, *, now: datetime) -> list[str]:
         *_open_to_pods(document),
         *_allow(document),
         *_federation(document),
+        *idle(document),
     ]
 
 

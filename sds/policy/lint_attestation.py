@@ -44,7 +44,7 @@ def guest_errors(document: PolicyDocument) -> Iterator[str]:
     for rule in document.workloads:
         if not _rests_on_claims(rule):
             continue
-        names = _names_of(rule, document.trust_domain)
+        names = names_of(rule, document.trust_domain)
         for group in guests:
             granted = (glob for grant in group.grants for glob in grant.spiffe_ids)
             if names is None or any(glob.intersection(names) for glob in granted):
@@ -110,7 +110,7 @@ def is_measured(group: NodeGroup) -> bool:
     return bool(group.measurements)
 
 
-def _names_of(rule: WorkloadRule, trust_domain: str) -> Glob | None:
+def names_of(rule: WorkloadRule, trust_domain: str) -> Glob | None:
     """Return a pattern of every name that the rule gives, or None if that cannot be told."""
     text = rule.spiffe_id.replace("{trust_domain}", trust_domain)
     text = _FIELD.sub("*", text)
