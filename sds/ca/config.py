@@ -260,10 +260,8 @@ class ExchangeLimitsSection(Settings):
     @model_validator(mode="after")
     def _room_for_a_message(self) -> Self:
         if self.unproven_bytes < self.message:
-            raise ValueError(
-                "unproven_bytes: it is less than message, so that no machine could ever show its "
-                "evidence in one: raise it"
-            )
+            why = "it is less than message, so that no machine could ever show its evidence in one"
+            raise ValueError(f"unproven_bytes: {why}: raise it")
         return self
 
     def limits(self) -> ExchangeLimits:

@@ -86,7 +86,7 @@ BOUNDARIES = {
     "sds/demo/supervisor.py:Supervisor.run": END,
     "sds/federation/endpoint.py:fetch": "a timer that only cuts a connection",
     "sds/federation/refresh.py:Federation._start": ONE,
-    "sds/operations/hangup.py:on_hangup": LOOP,
+    "sds/operations/hangup.py:_handled": LOOP,
     "sds/operations/http.py:_bind": ONE,
     "sds/operations/log_sink.py:LogSink._keep": "what the system answers is suppressed",
     "sds/operations/notify.py:notify": ONE,

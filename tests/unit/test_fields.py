@@ -61,7 +61,7 @@ def test_values_are_the_domains_own_types() -> None:
         ("lifetime: true", "or a whole number of seconds, found true"),
         ("lifetime: 1 hour", "expected a duration such as 10s, 5m, 1h30m or 250ms"),
         ("limit: 5kb", "limit: expected a size above 0 such as"),
-        ("limit: true", "limit: expected text, found true"),
+        ("limit: true", "limit: expected a number, found true"),
         ("limit: 0", "limit: expected more than 0, found the number 0"),
         ("dns_names: {}", "dns_names: expected a list, found a mapping"),
         ("dns_names: [a.b, '*.c']", "dns_names[1]: DNS name '*.c' is not valid"),
