@@ -90,7 +90,10 @@ def _uri_within(host: str, tree: str) -> bool:
 def _dns_within(name: str, tree: str) -> bool:
     """Return whether the name is the tree's name, with any number of labels added on the left.
 
-    Case does not count (RFC 5280, section 7.2).
+    A leading dot, of which RFC 5280 says nothing, means names below alone: peers read it so. Case
+    does not count (section 7.2).
     """
-    name, tree = name.lower(), tree.lower().removeprefix(".")
+    name, tree = name.lower(), tree.lower()
+    if tree.startswith("."):
+        return name.endswith(tree)
     return not tree or name == tree or name.endswith(f".{tree}")

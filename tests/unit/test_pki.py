@@ -212,6 +212,9 @@ def constrained(**trees: list[x509.GeneralName] | None) -> Wish:
         {"permitted_subtrees": [x509.UniformResourceIdentifier(".org"), x509.DNSName("test")]},
         {"excluded_subtrees": [x509.UniformResourceIdentifier(".example.org")]},
         {"excluded_subtrees": [x509.DNSName("b.test"), x509.RFC822Name("x.test")]},
+        # With a leading dot: names below alone, as OpenSSL reads it.
+        {"permitted_subtrees": [x509.DNSName(".test")]},
+        {"excluded_subtrees": [x509.DNSName(".web.test")]},
     ],
 )
 def test_names_within_name_constraints(trees: dict[str, list[x509.GeneralName]]) -> None:
@@ -224,6 +227,8 @@ def test_names_within_name_constraints(trees: dict[str, list[x509.GeneralName]])
         {"permitted_subtrees": [x509.UniformResourceIdentifier("example.com")]},
         {"excluded_subtrees": [x509.UniformResourceIdentifier(".org")]},
         {"permitted_subtrees": [x509.DNSName("example.test")]},
+        {"permitted_subtrees": [x509.DNSName(".web.test")]},
+        {"excluded_subtrees": [x509.DNSName(".test")]},
         {"excluded_subtrees": [x509.DNSName("web.test")]},
         {"excluded_subtrees": [x509.DNSName("WEB.Test")]},
         {"excluded_subtrees": [x509.UniformResourceIdentifier("Example.ORG")]},
