@@ -12,6 +12,7 @@ import pytest
 
 from sds import errors
 from sds._proto.sds.ca.v1 import ca_pb2
+from sds.ca.issuing_turns import IssuingTurns
 from sds.ca.server import ExchangeLimits
 from sds.exchange.challenge import MAX_COVERED, new_nonce
 from tests.support.authority import AGENT, Machine, World, items, verifier_of, wish
@@ -100,8 +101,20 @@ async def test_one_machine_with_every_stream_keeps_no_other_machine_out() -> Non
         await greedy[-1].ask(await request(nonce, items([WISH]), world.agent))
 
 
-async def test_one_machine_that_asks_on_many_connections_holds_up_no_other_machine() -> None:
+async def test_one_machine_that_asks_on_many_connections_holds_up_no_other_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     world, other = World(), Machine(AGENT)
+    waited: dict[str, int] = {}
+    wait = IssuingTurns._wait
+
+    async def counted(turns: IssuingTurns, machine: str, address: str) -> None:
+        """Count how many certificates come between a request and its turn."""
+        before = len(world.journal)
+        await wait(turns, machine, address)
+        waited[machine] = max(waited.get(machine, 0), len(world.journal) - before)
+
+    monkeypatch.setattr(IssuingTurns, "_wait", counted)
     async with (
         world.running(verifier=verifier_of(world.agent, other)) as authority,
         world.client(authority.port, attester=other) as client,
@@ -116,11 +129,12 @@ async def test_one_machine_that_asks_on_many_connections_holds_up_no_other_machi
             for one in greedy:
                 group.create_task(one.issue(items([WISH] * 128)))
             await until(lambda: len(world.journal) > before + 500)
-            asked = len(world.journal)
+            (attacker,) = waited
             await client.issue(items([WISH]))
-            served = len(world.journal) - asked
-    # One turn is 32 items. In the order in which they asked, it would be 1,280 or more.
-    assert served < 25 * 32
+    (victim,) = waited.keys() - {attacker}
+    # One turn is 32 items, and four are held at once. In the order in which requests came, it
+    # would wait as long as the others.
+    assert waited[victim] < 8 * 32 < waited[attacker]
 
 
 async def test_one_machine_with_every_connection_keeps_no_other_machine_out() -> None:
