@@ -12,6 +12,7 @@ import pytest
 
 from sds import errors
 from sds._proto.sds.ca.v1 import ca_pb2
+from sds.ca import server
 from sds.ca.issuing_turns import IssuingTurns
 from sds.ca.server import ExchangeLimits
 from sds.exchange.challenge import MAX_COVERED, new_nonce
@@ -105,16 +106,25 @@ async def test_one_machine_that_asks_on_many_connections_holds_up_no_other_machi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world, other = World(), Machine(AGENT)
-    waited: dict[str, int] = {}
+    asked: list[str] = []
+    """The machines that wait or waited for a turn, once for each time."""
+    served: dict[str, int] = {}
+    """How many certificates there were when a machine had its first turn."""
+    all_turns: list[IssuingTurns] = []
     wait = IssuingTurns._wait
 
-    async def counted(turns: IssuingTurns, machine: str, address: str) -> None:
-        """Count how many certificates come between a request and its turn."""
-        before = len(world.journal)
+    async def watched(turns: IssuingTurns, machine: str, address: str) -> None:
+        asked.append(machine)
         await wait(turns, machine, address)
-        waited[machine] = max(waited.get(machine, 0), len(world.journal) - before)
+        served.setdefault(machine, len(world.journal))
 
-    monkeypatch.setattr(IssuingTurns, "_wait", counted)
+    class Kept(IssuingTurns):
+        def __init__(self, slots: int) -> None:
+            super().__init__(slots)
+            all_turns.append(self)
+
+    monkeypatch.setattr(IssuingTurns, "_wait", watched)
+    monkeypatch.setattr(server, "IssuingTurns", Kept)
     async with (
         world.running(verifier=verifier_of(world.agent, other)) as authority,
         world.client(authority.port, attester=other) as client,
@@ -124,17 +134,21 @@ async def test_one_machine_that_asks_on_many_connections_holds_up_no_other_machi
         greedy = [await stack.enter_async_context(world.client(authority.port)) for _ in range(40)]
         for one in greedy:
             await one.issue(items([WISH]))
+        (turns,) = all_turns
         before = len(world.journal)
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as taken:
+            for _ in range(server._ISSUING):
+                await taken.enter_async_context(turns.turn("", "somebody"))
             for one in greedy:
-                group.create_task(one.issue(items([WISH] * 128)))
-            await until(lambda: len(world.journal) > before + 500)
-            (attacker,) = waited
-            await client.issue(items([WISH]))
-    (victim,) = waited.keys() - {attacker}
-    # One turn is 32 items, and four are held at once. In the order in which requests came, it
-    # would wait as long as the others.
-    assert waited[victim] < 8 * 32 < waited[attacker]
+                group.create_task(one.issue(items([WISH] * 40)))
+            await until(lambda: len(asked) == len(greedy))
+            group.create_task(client.issue(items([WISH])))
+            await until(lambda: len(asked) > len(greedy))
+    victim = asked[len(greedy)]
+    assert victim not in asked[: len(greedy)]
+    # One turn is 32 items, and four are held at once. In the order in which they asked, the first
+    # turns of all others would come before: 1,280 items.
+    assert served[victim] - before <= 4 * 32
 
 
 async def test_one_machine_with_every_connection_keeps_no_other_machine_out() -> None:
