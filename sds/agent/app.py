@@ -199,6 +199,7 @@ async def running_agent(
         )
         if node is not None:
             await stack.enter_async_context(node.open(grace_seconds=drain.left))
+        of_rules = functools.cache(lambda: build.rule_warnings(config))  # they do not change
         parts = LivingParts(
             trust_domain=config.trust_domain,
             started=clock.now(),
@@ -219,7 +220,8 @@ async def running_agent(
             lost_sockets=lambda: guard.lost,
             warnings=lambda: (
                 *(() if memory is None else memory.missing()),
-                *build.warnings(config, policy),
+                *build.evidence_warnings(config, policy),
+                *of_rules(),
                 *notices(),
                 *owners.memory.notices,
                 *(() if node is None else node.notices()),

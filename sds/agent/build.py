@@ -319,7 +319,12 @@ def node_socket(
 
 
 def warnings(config: AgentConfig, policy: AgentPolicy | None = None) -> tuple[str, ...]:
-    """Return what an operator should not overlook in this configuration.
+    """Return what an operator should not overlook; ``policy`` is the signed one, if it was read."""
+    return (*evidence_warnings(config, policy), *rule_warnings(config))
+
+
+def evidence_warnings(config: AgentConfig, policy: AgentPolicy | None) -> tuple[str, ...]:
+    """Return what should not be overlooked about machines, and whether anybody is served.
 
     Args:
         config: the configuration.
@@ -349,9 +354,13 @@ def warnings(config: AgentConfig, policy: AgentPolicy | None = None) -> tuple[st
         found.append(f"verification.reference_values.{said}")
     if not config.workloads and config.node is None:
         found.append("nobody is served: the configuration has neither workloads nor node")
+    return tuple(found)
+
+
+def rule_warnings(config: AgentConfig) -> tuple[str, ...]:
+    """Return what should not be overlooked in the rules; of a thousand, this takes a second."""
     rules = [one for one in config.workloads if isinstance(one, WorkloadRule)]
     return (
-        *found,
         *impossible_values(rules),
         *(shadowed(rules) if config.rules.matching is Matching.FIRST else ()),
         *_open_to_pods(config, rules),
