@@ -224,10 +224,13 @@ class Containerd:
 
 
 def first_process(container: str) -> int:
-    """The pid of the process whose control group is this container's."""
+    """The pid of the process whose control group is this container's.
+
+    As bytes: a control group of another test's process may have any name.
+    """
     for status in Path("/proc").glob("[0-9]*/cgroup"):
         with contextlib.suppress(OSError):
-            if container in status.read_text():
+            if container.encode() in status.read_bytes():
                 return int(status.parent.name)
     raise AssertionError(f"no process in container {container}")
 
