@@ -61,7 +61,6 @@ class SystemClock:
     """Reads the machine's clocks."""
 
     def now(self) -> Instant:
-        """Read all clocks."""
         return Instant(
             wall=datetime.now(UTC),
             monotonic=time.monotonic(),
@@ -69,7 +68,6 @@ class SystemClock:
         )
 
     async def sleep(self, seconds: float) -> None:
-        """Wait that many seconds of monotonic time."""
         await asyncio.sleep(max(0.0, seconds))
 
 

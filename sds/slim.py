@@ -26,7 +26,6 @@ class SlimDict(dict[_K, _V]):
     __slots__ = ("_most",)
 
     def __init__(self) -> None:
-        """Make an empty table."""
         self._most = _FEW
 
     def __delitem__(self, key: _K) -> None:

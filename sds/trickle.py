@@ -29,7 +29,6 @@ class Trickle:
     __slots__ = ("_call", "_handle", "_most", "_waiting")
 
     def __init__(self, where: str, most: int) -> None:
-        """Begin with an empty queue."""
         self._most = most
         self._waiting: deque[Callable[[], object]] = deque()
         self._handle: asyncio.Handle | None = None

@@ -39,7 +39,6 @@ class PolicyAuthorizations:
         self._known: Remembered[Authorization] = Remembered(_MOST_BYTES)
 
     def authorization(self, identity: SpiffeId, *, now: datetime) -> Authorization:
-        """Return which requests others may send to the identity now."""
         policy = self._holder.current
         if policy is None or now >= policy.not_after:
             return Authorization(identity=identity)

@@ -70,7 +70,6 @@ class StoreKeeper:
     """Joins rotation and store, as recognition uses them."""
 
     def __init__(self, rotation: RotationPort, store: SecretStore) -> None:
-        """Join ``rotation`` with the ``store`` that it fills."""
         self._rotation = rotation
         self._store = store
 
@@ -84,7 +83,6 @@ class StoreKeeper:
         self._rotation.rest(identity, resting=resting)
 
     async def until_ready(self, identity: Identity) -> None:
-        """Return as soon as the store has a certificate of this identity."""
         changed = asyncio.Event()
         stop = self._store.listen(lambda _: changed.set())
         try:
@@ -152,16 +150,13 @@ class NodeSocket:
 
     @property
     def accepted(self) -> int:
-        """Return how many connections were accepted since the start."""
         return self._door.statistics.accepted if self._door else 0
 
     @property
     def refused(self) -> Mapping[str, int]:
-        """Return how many connections were refused since the start, by reason."""
         return dict(self._door.statistics.refused) if self._door else {}
 
     def notices(self) -> tuple[str, ...]:
-        """Return what an operator should know, in words."""
         return tuple(said for each in self._attestors for said in each.notices())
 
     @contextlib.asynccontextmanager

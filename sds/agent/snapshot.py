@@ -126,17 +126,14 @@ class LivingParts:
     errors: Callable[[], Iterable[PastError]] = field(default=tuple)
 
     def identities(self) -> Sequence[IdentityStatus]:
-        """Return every identity that is kept, also those that nobody wants now."""
         return self.rotation.status()
 
     def asks_authority(self) -> bool:
-        """Say whether the authority is going to be asked again, whatever happens."""
         return (self.gives_news and self.rotation.may_ask()) or any(
             one.wanted and (one.reason or one.not_after is None) for one in self.identities()
         )
 
     def refused_subscriptions(self) -> int:
-        """Return the names whose current version a subscriber refused."""
         return sum(
             conversation.subscription.refused()
             for session in self.service.sessions()

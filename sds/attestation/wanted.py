@@ -19,7 +19,6 @@ class WantedByOwners:
     """The things that are wanted, by owner."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._of: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
         """Each owner's things, the oldest first; the owner whose turn is next comes first."""
         self._size = 0

@@ -168,7 +168,6 @@ class AttestedAuthority:
             return await self._anywhere(self._roots)
 
     async def aclose(self) -> None:
-        """Close the stream; a later exchange opens a new one."""
         async with self._turn:
             await self._drop()
 

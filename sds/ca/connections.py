@@ -67,7 +67,6 @@ class KnownConnection:
         return self._connections.has_proven(self)
 
     def heard(self) -> None:
-        """Note that the caller said Hello."""
         self._connections.advance(self, Stage.HEARD)
 
     def proved(self, machine: str) -> None:
@@ -121,7 +120,6 @@ class Connections:
 
     @property
     def proven(self) -> int:
-        """Return on how many open connections evidence was accepted."""
         return len(self._proven)
 
     def has_proven(self, caller: KnownConnection) -> bool:
@@ -130,11 +128,9 @@ class Connections:
 
     @property
     def strangers(self) -> int:
-        """Return on how many open connections nothing was proven."""
         return len(self._strangers)
 
     def handshakes(self) -> dict[str, int]:
-        """Return how many TLS handshakes are over, by result."""
         counted = self.endpoints
         return {"done": counted.done, "failed": counted.failed, "left": counted.left}
 

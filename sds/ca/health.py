@@ -33,7 +33,6 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
     """
 
     def __init__(self, *, watchers: int, write_seconds: float = 30.0) -> None:
-        """Begin with NOT_SERVING."""
         self._limit = watchers
         self._write_seconds = write_seconds
         self._watching = 0

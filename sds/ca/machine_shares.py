@@ -51,7 +51,6 @@ class MachineShares(Generic[_MemberT]):
     """
 
     def __init__(self, most: int, what: str) -> None:
-        """Begin with none."""
         self._what = what
         self._said = Repeats(keys=1)
         self._share = max(_LEAST_SHARE, most // 8)

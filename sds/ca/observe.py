@@ -68,11 +68,9 @@ class SilentObserver:
     """Measures nothing."""
 
     def attester(self, inner: Attester) -> Attester:
-        """Return it unchanged."""
         return inner
 
     def verifier(self, inner: Verifier) -> Verifier:
-        """Return it unchanged."""
         return inner
 
     def decided(self, reason: str) -> None:
@@ -117,7 +115,6 @@ class TimedContext:
     def __init__(
         self, inner: object, answered: Callable[[float], None], timer: Callable[[], float]
     ) -> None:
-        """Wrap ``inner``, the call."""
         self._inner = inner
         self._answered = answered
         self._timer = timer

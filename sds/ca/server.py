@@ -135,7 +135,6 @@ class _Stream:
 
     @property
     def proven(self) -> bool:
-        """Say whether evidence was accepted on it."""
         return bool(self.machine)
 
     @property

@@ -30,12 +30,10 @@ class SignedIssuancePolicy:
 
     @property
     def digest(self) -> bytes:
-        """Return the SHA-256 of the newest document that was in force here."""
         return self._holder.digest
 
     @property
     def epoch(self) -> int:
-        """Return the epoch of that document; 0 if there is none."""
         return self._holder.epoch
 
     @property

@@ -49,7 +49,6 @@ class Strangers(Generic[_MemberT]):
     """The connections on which nothing was proven."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._group_of: dict[_MemberT, Group] = {}
         self._members: dict[Group, OrderedDict[_MemberT, None]] = {}
         self._by_size: dict[int, OrderedDict[Group, None]] = {}

@@ -29,7 +29,6 @@ class ReservedPort:
     """A loopback port that is reserved until :meth:`close`."""
 
     def __init__(self) -> None:
-        """Reserve any free port."""
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
             self._socket.setsockopt(socket.SOL_SOCKET, option, 1)

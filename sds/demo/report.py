@@ -90,7 +90,6 @@ class JsonReporter(_Lines):
         self._ready = False
 
     def tell(self, event: Event) -> None:
-        """Show one event."""
         self._ready = self._ready or isinstance(event, Ready)
         if isinstance(event, Failed):
             self._write(self._err, in_words(event))
@@ -102,7 +101,6 @@ class PlainReporter(_Lines):
     """Writes lines for people."""
 
     def tell(self, event: Event) -> None:
-        """Show one event."""
         self._write(self._out, in_words(event))
 
 

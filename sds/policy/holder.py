@@ -119,7 +119,6 @@ class PolicyHolder:
 
     @property
     def absence(self) -> str:
-        """Return why no policy is in force now; empty while one is."""
         try:
             self.in_force()
         except PolicyNotInForceError as error:
@@ -128,12 +127,10 @@ class PolicyHolder:
 
     @property
     def digest(self) -> bytes:
-        """Return the SHA-256 of the newest document that was in force; of nothing if none was."""
         return NO_POLICY_DIGEST if self._state.seen is None else self._state.seen.digest
 
     @property
     def epoch(self) -> int:
-        """Return the highest epoch that was in force here; 0 if none was."""
         return 0 if self._state.seen is None else self._state.seen.number
 
     @property

@@ -60,11 +60,6 @@ class PolicyVerifier:
         return self._configured is not None or self._current() is not None
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        """Verify evidence by the policy's and the configuration's reference values.
-
-        Raises:
-            EvidenceError: the reason names the first check that failed.
-        """
         by_policy, configured = self._current(), self._configured
         claims: Claims | None = None
         if configured is not None and (by_policy is None or self._demands_more):

@@ -119,7 +119,6 @@ class GlobIndex(Generic[T]):
     """
 
     def __init__(self) -> None:
-        """Make an empty index."""
         self._literal: dict[tuple[str, ...], list[T]] = {}
         self._root: _Node[T] = _Node()
 

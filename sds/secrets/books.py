@@ -44,7 +44,6 @@ class SubscriptionBooks:
     """What every live subscription was sent and ACKed."""
 
     def __init__(self) -> None:
-        """Begin without subscriptions."""
         self._deliveries: dict[SubscriptionId, dict[ResourceKey, _Delivery]] = {}
         self._held: Counter[str] = Counter()
         """For each key id: how many entries of subscriptions have it."""

@@ -23,7 +23,6 @@ class SessionsByIdentity:
     __slots__ = ("_filed", "_of")
 
     def __init__(self) -> None:
-        """Begin without sessions."""
         self._of: dict[Identity, dict[CallerSession, None]] = {}
         self._filed: dict[CallerSession, tuple[tuple[Identity, ...], Callable[[], None]]] = {}
         """Under what each session is found, and what stops following its caller."""

@@ -213,7 +213,6 @@ class Catalog:
         )
 
     def names_of(self, caller: Caller, keys: Collection[ResourceKey]) -> list[str]:
-        """Return the names, except those of policy, whose content depends on these stored keys."""
         found: list[str] = []
         for key in keys:
             if isinstance(key, Identity):
@@ -229,7 +228,6 @@ class Catalog:
         return found
 
     def reloaded_names(self, caller: Caller) -> list[str]:
-        """Return the names whose content comes from neither the store nor policy."""
         generic = self._generic.names(caller) if self._generic is not None else ()
         return [*self.aliases.session_tickets, *generic]
 
@@ -239,12 +237,10 @@ class Catalog:
 
     @staticmethod
     def is_by_policy(name: str) -> bool:
-        """Say whether policy decides what the name stands for."""
         return name == INBOUND or name.startswith(OUTBOUND)
 
     @staticmethod
     def is_made_up(name: str) -> bool:
-        """Say whether clients can make up such names and every one of them has a secret."""
         return name.startswith(OUTBOUND)
 
     # --- one kind each --------------------------------------------------------------------------

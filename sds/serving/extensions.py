@@ -113,7 +113,6 @@ class ExtensionCatalog:
         return self._ttl.total_seconds() / _BEATS
 
     def everything(self, caller: Caller) -> tuple[str, ...]:
-        """Return the names that the wildcard stands for."""
         return (AUTHORIZATION, AUTHORIZATION_TCP) if caller.identities else ()
 
     def find(self, caller: Caller, name: str, *, strong: bool = False) -> Resource | None:
@@ -208,7 +207,6 @@ class Widening:
     __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        """Begin with nothing compared."""
         self._known: dict[tuple[int, int], tuple[Authorization, Authorization, bool]] = {}
         """By the objects themselves, which are kept so that no others get their numbers."""
 

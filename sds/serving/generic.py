@@ -81,11 +81,9 @@ class GenericSecretFiles:
         self.reload()
 
     def names(self, caller: Caller) -> Collection[str]:
-        """Return the names of the secrets that the caller may have."""
         return tuple(self._files.get(caller.name, ()))
 
     def current(self, caller: Caller, name: str) -> tuple[Version, bytes] | None:
-        """Return version and value; None if there is none for the caller."""
         found = self._values.get((caller.name, name))
         return None if found is None else (found[0], found[1].reveal())
 

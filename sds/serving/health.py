@@ -28,7 +28,6 @@ class SocketHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gen
     """Serves ``grpc.health.v1`` on one socket."""
 
     def __init__(self) -> None:
-        """Begin with NOT_SERVING."""
         self._serving = self._ended = False
         self._changed = asyncio.Event()
 

@@ -30,7 +30,6 @@ class CrowdTrimmer:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, give_back: Callable[[], None] = give_back
     ) -> None:
-        """Make one whose timer runs on ``loop``."""
         self._loop = loop
         self._give_back = give_back
         self._opened = 0

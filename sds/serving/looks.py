@@ -36,7 +36,6 @@ class Looks:
     """Runs the look-ups of all callers in turns."""
 
     def __init__(self) -> None:
-        """Begin without callers."""
         self._row: OrderedDict[Stale, None] = OrderedDict()
         self._handle: asyncio.Handle | None = None
 

@@ -25,7 +25,6 @@ class Remembered(Generic[_V]):
     __slots__ = ("_held", "_most", "_values")
 
     def __init__(self, most: int) -> None:
-        """Begin with an empty cache."""
         self._most = most
         self._held = 0
         self._values: OrderedDict[Hashable, tuple[_V, int]] = OrderedDict()

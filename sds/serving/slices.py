@@ -66,7 +66,6 @@ class Pace:
     __slots__ = ("_left", "_way")
 
     def __init__(self, way: TurnTaker) -> None:
-        """Begin a turn."""
         self._way = way
         self._left = SLICE
 

@@ -34,7 +34,6 @@ class Snapshot:
         self._found: dict[str, Resource] = {}
 
     def find(self, name: str) -> Resource | None:
-        """Return the resource behind a name; None if it does not exist for this caller (yet)."""
         try:
             return self._found[name]
         except KeyError:
@@ -44,11 +43,9 @@ class Snapshot:
             return found
 
     def is_expected(self, name: str) -> bool:
-        """Say whether a name that has nothing behind it will have, as far as one can know."""
         return self._catalog.is_expected(self._caller, name)
 
     def everything(self) -> tuple[str, ...]:
-        """Return the names that the wildcard stands for."""
         return self._catalog.everything(self._caller)
 
     def renew(self, caller: Caller) -> None:

@@ -86,7 +86,6 @@ class SessionTickets:
             self._set(identity, ())
 
     def current(self, identity: Identity) -> tuple[Version, tuple[bytes, ...]] | None:
-        """Return version and keys, newest first; None if tickets are off for the identity."""
         found = self._keys.get(identity)
         if found is None:
             return None

@@ -66,7 +66,6 @@ class Account:
     )
 
     def __init__(self, share: Share) -> None:
-        """Begin with nothing used."""
         self.share = share
         self.connections = self.streams = self.held = 0
         self.processor = Allowance(share.processor, share.processor_burst_seconds)

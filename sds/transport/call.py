@@ -130,7 +130,6 @@ class Call:
 
     @property
     def path(self) -> str:
-        """Return ``/service/Method``."""
         return self._head.path
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
@@ -153,12 +152,6 @@ class Call:
             await self.ready()
 
     def send(self, message: bytes) -> bool:
-        """Send one message; return False if the next one has to wait for :meth:`ready`.
-
-        Raises:
-            CallEndedError: the call is over.
-            LimitError: it would have to wait, and the owner may not hold so much.
-        """
         if self.over:
             raise CallEndedError("the client has gone")
         return self._link.send(self._stream, message)
@@ -174,11 +167,9 @@ class Call:
 
     @property
     def turn_is_long(self) -> bool:
-        """Say whether the handler should wait for its owner's next :meth:`turn`."""
         return self._turns.step_is_long()
 
     async def turn(self) -> None:
-        """Return when it is the owner's turn again."""
         await self._link.turn()
 
     async def quiet(self) -> None:
@@ -192,7 +183,6 @@ class Call:
         self._link.soon(job)
 
     def start(self, work: Callable[[], Coroutine[Any, None, None]]) -> asyncio.Task[None]:
-        """Run work beside the handler: the owner pays for its steps, and for what it logs."""
         return self._loop.create_task(in_steps(work, self, self._turns), context=self.context)
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:

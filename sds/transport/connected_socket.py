@@ -154,7 +154,6 @@ class ConnectedSocket:
         self.written = 0
 
     def is_closed(self) -> bool:
-        """Say whether the socket is closed, or will be once its output is taken."""
         return self._socket is None or self._closing
 
     @property
@@ -163,13 +162,11 @@ class ConnectedSocket:
         return False
 
     def client_left(self) -> bool:
-        """Say whether the client sends nothing more (:func:`ended_sending`)."""
         return self._socket is None or ended_sending(self._socket)
 
     # --- reading --------------------------------------------------------------------------------
 
     def resume_reading(self) -> None:
-        """Tell the reader once when there is something to read."""
         if not self._reading and self._socket is not None and not self._closing:
             self._reading = self._watched = True
             try:
@@ -208,7 +205,6 @@ class ConnectedSocket:
     # --- writing --------------------------------------------------------------------------------
 
     def write(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Write what the kernel takes, and keep the rest for later."""
         if self._socket is None:
             return
         size = 0
@@ -343,7 +339,6 @@ class ConnectedSocket:
             self.abort()
 
     def abort(self) -> None:
-        """Close now; output that was not taken is lost."""
         connected, self._socket = self._socket, None
         if connected is None:
             return

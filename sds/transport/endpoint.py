@@ -110,9 +110,7 @@ class PlainEndpoints:
         user: SocketUser,
         buffer: bytearray,
     ) -> SocketEndpoint:
-        """Make the endpoint of an accepted socket."""
         return ConnectedSocket(connected, loop, user, buffer)
 
     def turn_away(self, accepted: socket.socket, text: str) -> None:
-        """Close a connection that is not served, and tell the client why."""
         turn_away(accepted, text)

@@ -30,7 +30,6 @@ class FieldBlocks:
     __slots__ = ("_flags", "_received", "_stream", "begun")
 
     def __init__(self) -> None:
-        """Begin without a block."""
         self.begun = False
         """Whether a block goes on: asked for every frame."""
         self._received: bytearray | None = None

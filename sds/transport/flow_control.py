@@ -127,7 +127,6 @@ class Widest:
     __slots__ = ("_heap",)
 
     def __init__(self) -> None:
-        """Begin without streams."""
         self._heap: list[tuple[int, int]] = []
 
     def put(self, stream: StreamState, streams: Mapping[int, StreamState]) -> None:

@@ -35,7 +35,6 @@ class FrameReader:
     __slots__ = ("_at", "_borrowed", "_data", "_greeted", "_needed", "_rest")
 
     def __init__(self) -> None:
-        """Begin before the preface."""
         self._data = _NOTHING
         self._at = 0
         self._borrowed = False

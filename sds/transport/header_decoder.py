@@ -67,7 +67,6 @@ class HeaderDecoder:
     _known: ClassVar[int] = 0
 
     def __init__(self) -> None:
-        """Begin with an empty table."""
         self._decoder: Decoder | None = None
         self._passage = self._ROOT
         self._said: tuple[bytes, ...] = ()

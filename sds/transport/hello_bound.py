@@ -42,7 +42,6 @@ class HelloBound:
     )
 
     def __init__(self) -> None:
-        """Begin before the first byte."""
         self._head = bytearray()
         """The incomplete header of a record."""
         self._message_head = bytearray()

@@ -19,7 +19,6 @@ class Allowance:
     __slots__ = ("_full_at", "_seconds_each", "_window")
 
     def __init__(self, per_second: float, burst: float) -> None:
-        """Begin with nothing used."""
         self._seconds_each = 1.0 / per_second
         self._window = burst / per_second
         self._full_at = float("-inf")

@@ -22,7 +22,6 @@ class RecordCutter:
     __slots__ = ("_head", "_left")
 
     def __init__(self) -> None:
-        """Begin before the first byte."""
         self._head = b""
         """The incomplete header of a record."""
         self._left = 0

@@ -74,7 +74,6 @@ class TlsEndpoints:
         user: SocketUser,
         buffer: bytearray,
     ) -> TlsSocket:
-        """Make the endpoint of an accepted socket."""
         return TlsSocket(connected, loop, user, buffer, self)
 
     def begin(
@@ -185,7 +184,6 @@ class TlsSocket:
         return 0 if self._handshake is None else self._handshake.held
 
     def is_closed(self) -> bool:
-        """Say whether the socket is closed, or will be once its output is taken."""
         return self._raw.is_closed()
 
     @property
@@ -194,15 +192,12 @@ class TlsSocket:
         return bool(self._rest) and not self._raw.is_closed()
 
     def client_left(self) -> bool:
-        """Say whether the client sends nothing more."""
         return self._raw.client_left()
 
     def resume_reading(self) -> None:
-        """Tell the user when there is something to read."""
         self._raw.resume_reading()
 
     def pause_reading(self) -> None:
-        """Stop telling the user that there is something to read."""
         self._raw.pause_reading()
 
     # --- reading --------------------------------------------------------------------------------
@@ -360,5 +355,4 @@ class TlsSocket:
         self._raw.close()
 
     def abort(self) -> None:
-        """Close now; output that was not taken is lost."""
         self._raw.abort()

@@ -155,7 +155,6 @@ class MintingAhead:
 
     @property
     def waiting(self) -> int:
-        """Return how many identities are kept now."""
         return self._kept
 
     def look_again(self) -> None:

@@ -37,7 +37,6 @@ class ConnectionRates:
     """Counts connections by process and owner."""
 
     def __init__(self) -> None:
-        """Begin with nothing counted."""
         self._accounts: OrderedDict[Hashable, Allowance] = OrderedDict()
         self._pods: OrderedDict[tuple[int, int], str] = OrderedDict()
         """The pods of processes that connected lately; the empty string outside pods."""

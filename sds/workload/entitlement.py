@@ -56,7 +56,6 @@ class Entitlement:
     """A caller's recognition over time: the current :class:`Caller`, or the end of it."""
 
     def __init__(self, caller: Caller) -> None:
-        """Start with ``caller``."""
         self._caller = caller
         self._listeners: dict[object, Callable[[], None]] = {}
         """Listeners by the key that their stop function has; a caller may have thousands."""

@@ -26,7 +26,6 @@ class FairRow:
     """Gives turns to pieces of work."""
 
     def __init__(self) -> None:
-        """Begin with nobody waiting."""
         self._busy = False
         self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._by_size: list[tuple[int, int, asyncio.Future[None]]] = []

@@ -37,7 +37,6 @@ class AheadCollector(Collector):
     """Exports ``sds_minted_ahead_total`` and ``sds_minted_ahead_waiting``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Register in ``registry``."""
         self.source: MintedAhead | None = None
         registry.register(self)
 

@@ -39,7 +39,6 @@ class CollateralCollector(Collector):
     """Exports the families ``sds_collateral_…``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Register in ``registry``."""
         self.sources: Sequence[CollateralSource] = ()
         registry.register(self)
 

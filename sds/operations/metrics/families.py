@@ -207,7 +207,6 @@ class AgentFamilies:
     """The families that the agent exports in addition to :class:`ProcessFamilies`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Register every family in ``registry``."""
         self.issue_latency = Histogram(
             "sds_authority_latency_seconds",
             "How long one exchange with the authority took, from evidence to answer.",
@@ -332,7 +331,6 @@ class AdmissionFamilies:
     """The families that ``sds admission`` exports in addition to :class:`ProcessFamilies`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Register every family in ``registry``."""
         self.decisions = Counter(
             "sds_admission_decisions",
             "Sandboxes, containers ('create') and processes in them ('exec') that the runtime was "
@@ -349,7 +347,6 @@ class AuthorityFamilies:
     """The families that the authority exports in addition to :class:`ProcessFamilies`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Register every family in ``registry``."""
         self.issue_latency = Histogram(
             "sds_ca_issue_latency_seconds",
             "How long a message of an agent (a Hello or a request) took at the authority, from "

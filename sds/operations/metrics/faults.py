@@ -22,7 +22,6 @@ class FaultsCollector(Collector):
     """Exports ``sds_unexpected_errors_total``, with 0 for each place from the start."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Register in ``registry``."""
         registry.register(self)
 
     def collect(self) -> Iterator[CounterMetricFamily]:

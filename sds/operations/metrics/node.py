@@ -47,7 +47,6 @@ class NodeCollector(Collector):
     """Exports the families ``sds_node_connections_…``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Register in ``registry``."""
         self.source: NodeConnections | None = None
         registry.register(self)
 

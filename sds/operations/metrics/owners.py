@@ -25,7 +25,6 @@ class OwnersCollector(Collector):
     """Exports the families ``sds_owner_…``, with 0 for each label from the start."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Register in ``registry``."""
         self.budgets: Budgets | None = None
         registry.register(self)
 

@@ -47,7 +47,6 @@ class PortCollector(Collector):
     """Exports the families ``sds_ca_connections…`` and ``sds_ca_tls_handshakes_total``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Register in ``registry``."""
         self.source: Port | None = None
         registry.register(self)
 

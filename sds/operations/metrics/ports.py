@@ -63,7 +63,6 @@ class MeteredAuthority:
         *,
         timer: Callable[[], float] = stopwatch,
     ) -> None:
-        """Wrap ``inner``, the real authority."""
         self._inner = inner
         self._families = families
         self._timer = timer
@@ -118,7 +117,6 @@ class MeteredAttester:
         *,
         timer: Callable[[], float] = stopwatch,
     ) -> None:
-        """Wrap ``inner``, the real attester."""
         self._inner = inner
         self._families = families
         self._timer = timer
@@ -149,7 +147,6 @@ class MeteredVerifier:
     """Counts the verdicts of a verifier; a question to the attester is none."""
 
     def __init__(self, inner: Verifier, families: ProcessFamilies) -> None:
-        """Wrap ``inner``, the real verifier."""
         self._inner = inner
         self._families = families
         self._reasons = Reasons(VERDICTS)

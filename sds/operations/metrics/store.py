@@ -114,7 +114,6 @@ class StoreCollector:
     """
 
     def __init__(self, store: MeteredStore, clock: Clock, registry: CollectorRegistry) -> None:
-        """Register in ``registry``."""
         self._store = store
         self._clock = clock
         self.wanted: Callable[[], Sequence[IdentityStatus]] = tuple

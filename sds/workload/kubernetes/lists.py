@@ -64,7 +64,6 @@ class ListReader:
     )
 
     def __init__(self, take: Callable[[Any], None]) -> None:
-        """Nothing came yet."""
         self.fields: dict[str, Any] = {}
         self._take = take
         self._utf8 = codecs.getincrementaldecoder("utf-8")()

@@ -33,7 +33,6 @@ class ScheduledPods:
     """Keeps pods by node; a :class:`sds.workload.kubernetes.watch.Collection`."""
 
     def __init__(self) -> None:
-        """Begin without pods."""
         self._by_uid: dict[str, ScheduledPod] = {}
         self._of_node: dict[str, dict[str, ScheduledPod]] = {}
         """The same pods by node, so that a question about one node costs nothing for the others."""
@@ -42,7 +41,6 @@ class ScheduledPods:
         """Expect the objects of a new list: nothing is counted."""
 
     def read(self, item: dict[str, Any]) -> ScheduledPod | None:
-        """Return what is kept of one object of a list."""
         return _pod(item)
 
     def replace(self, kept: Sequence[ScheduledPod | None]) -> bool:

@@ -58,7 +58,6 @@ class Selectors:
     """The selectors by namespace and name."""
 
     def __init__(self) -> None:
-        """Begin without Services."""
         self._kept: dict[str, _Namespace] = {}
         self._overfull: dict[str, _Namespace] = {}
         self._size = 0

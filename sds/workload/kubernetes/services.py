@@ -45,7 +45,6 @@ class ServiceIndex:
     """Keeps the selectors of Services by namespace."""
 
     def __init__(self) -> None:
-        """Begin without Services."""
         self._selectors = Selectors()
         self._coming = Selectors()
         """Those of the list that comes."""
@@ -62,7 +61,6 @@ class ServiceIndex:
         return self._selectors.overfull
 
     def begin(self) -> None:
-        """Expect the objects of a new list."""
         self._coming = Selectors()
 
     def read(self, item: dict[str, Any]) -> None:
@@ -70,7 +68,6 @@ class ServiceIndex:
         self._coming.put(*_service(item), is_new=True)
 
     def replace(self, kept: Sequence[None]) -> bool:
-        """Keep exactly what was read since the list began, and say whether anything changed."""
         del kept
         old, self._selectors = self._selectors, self._coming
         self._coming = Selectors()
