@@ -27,10 +27,6 @@ _OPEN_ALREADY: Final = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 def read_file(path: Path, *, max_bytes: int) -> bytes:
     """Read a whole file.
 
-    Args:
-        path: the file.
-        max_bytes: how long the file may be.
-
     Raises:
         OSError: the file cannot be opened or read, is not ordinary, or is too long; ``strerror``
             says which.

@@ -45,16 +45,7 @@ class RulesInForce(Protocol):
 
 
 class RuntimeAdmission:
-    """Decides which containers and processes start.
-
-    Args:
-        config: the service's configuration.
-        policy: gives the rules in force.
-        runtime: tells the images of containers.
-        memory: what was admitted so far.
-        file: stores ``memory``.
-        clock: gives the time.
-    """
+    """Decides which containers and processes start."""
 
     def __init__(
         self,

@@ -44,11 +44,6 @@ async def csi_driver(
 ) -> AsyncIterator[Driver]:
     """Run the driver while the block runs.
 
-    Args:
-        settings: the driver's section.
-        door: serves on the sockets of pods.
-        clock: time.
-
     Raises:
         SocketError: a socket cannot be opened, or the kubelet's directory cannot be listed.
     """

@@ -69,12 +69,6 @@ class Followers:
 class AgentPolicy:
     """The signed policy that an agent follows.
 
-    Args:
-        settings: the configuration's section.
-        config: the whole configuration.
-        clock: time.
-        watcher: is told what happens, for metrics.
-
     Raises:
         ConfigurationError: the file or a key cannot be read.
     """

@@ -50,10 +50,6 @@ class UnservedIdentities:
 
     It follows the store and the policy, and looks only at what changed, because a start with a
     thousand identities asks a thousand times.
-
-    Args:
-        entitlements: what each workload may have.
-        store: what is served.
     """
 
     def __init__(self, entitlements: Sequence[Entitlement], store: SecretStore) -> None:

@@ -25,12 +25,6 @@ async def attempted(
 ) -> _Collected:
     """Return what the first attempt gives that succeeds.
 
-    Args:
-        attempt: makes one attempt.
-        most: how many attempts are made.
-        pauses: the pauses between them.
-        clock: waits.
-
     Raises:
         EvidenceUnavailableError: the error of the last attempt.
     """

@@ -53,10 +53,6 @@ _LOGGER = logging.getLogger(__name__)
 class Verification:
     """Verifies the other side's evidence, and follows the files that this needs.
 
-    Args:
-        section: the configuration.
-        clock: time.
-
     Raises:
         ConfigurationError: a root, list, certificate or document cannot be read or used.
     """

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 class KindExaminer(ABC):
-    """Verifies and appraises evidence of one kind.
-
-    Args:
-        kind: the only kind that it takes.
-    """
+    """Verifies and appraises evidence of one kind."""
 
     def __init__(self, kind: EvidenceKind) -> None:
         self._kind = kind

@@ -297,10 +297,6 @@ def _require_no_older_documents(
 class FollowedFiles:
     """The files, and the content of them that is in force.
 
-    Args:
-        places: where they are.
-        clock: time.
-
     Attributes:
         problem: why the files cannot be used as they are now; empty if they can.
         failures: how often they could not be used.

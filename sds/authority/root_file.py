@@ -45,9 +45,6 @@ def read_roots(path: Path) -> bytes:
 class RootFile:
     """The roots in one file.
 
-    Args:
-        path: the file's path.
-
     Raises:
         ConfigurationError: as for :func:`read_roots`.
     """

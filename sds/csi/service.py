@@ -37,13 +37,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CsiServices:
-    """Serves Identity and Node for one driver.
-
-    Args:
-        driver: opens and closes volumes.
-        node: this node's name.
-        version: the driver's version.
-    """
+    """Serves Identity and Node for one driver."""
 
     def __init__(self, driver: Driver, *, node: str, version: str) -> None:
         self._driver = driver

@@ -112,12 +112,7 @@ class DemoPolicy:
 
 
 class Withdrawal:
-    """Compares the client's right as published with the right that requests show.
-
-    Args:
-        policy: publishes each change.
-        clock: time.
-    """
+    """Compares the client's right as published with the right that requests show."""
 
     def __init__(self, policy: DemoPolicy, *, clock: Clock) -> None:
         """Begin with the client's right granted."""

@@ -24,10 +24,6 @@ async def health_listener(
 ) -> AsyncIterator[None]:
     """Answer probes while the block runs; do nothing without a section.
 
-    Args:
-        section: the address to listen on.
-        ready: tells whether the process is ready.
-
     Raises:
         SocketError: the address cannot be bound.
     """

@@ -110,12 +110,7 @@ class GenericSecretFiles:
         self._asked.set()
 
     async def follow(self, changed: Callable[[], object], *, clock: Clock) -> None:
-        """Read again after every change and every minute, until cancelled.
-
-        Args:
-            changed: is called after a value changed.
-            clock: time.
-        """
+        """Read again after every change and every minute, until cancelled."""
         # Descriptors that were inherited have no folder in which the kernel tells of changes.
         folders = {path.parent for path in self._places().values() if _PROC not in path.parents}
         look = functools.partial(self._look, changed)

@@ -54,11 +54,7 @@ class NameLimits:
 
 
 class NameBudget:
-    """Counts the bytes of names that each owner's streams watch.
-
-    Args:
-        limits: the bounds.
-    """
+    """Counts the bytes of names that each owner's streams watch."""
 
     def __init__(self, limits: NameLimits) -> None:
         self._limits = limits

@@ -57,11 +57,7 @@ class TurnTaker(Protocol):
 
 
 class Pace:
-    """Counts the work since others had their turn.
-
-    Args:
-        way: makes the work wait.
-    """
+    """Counts the work since others had their turn."""
 
     __slots__ = ("_left", "_way")
 

@@ -69,11 +69,7 @@ it."""
 
 
 class GrpcWay:
-    """The way out of a call of ``grpc.aio``.
-
-    Args:
-        context: the call's context.
-    """
+    """The way out of a call of ``grpc.aio``."""
 
     turn_is_long = False
 

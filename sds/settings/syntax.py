@@ -69,10 +69,6 @@ _SYNTAX: Final[dict[str, tuple[str, str]]] = {
 def syntax_problem(content: str, error: yaml.YAMLError) -> tuple[str, str, str]:
     """Say what the parser's error means.
 
-    Args:
-        content: the whole text.
-        error: the parser's error.
-
     Returns:
         The place (``", line 3"``, or nothing if unknown), what is wrong there, and what to do.
     """

@@ -37,14 +37,7 @@ _NOT_GRPC: Final = plain_response(415, [(b"accept", b"application/grpc")])
 
 
 class Calls:
-    """The calls of one connection.
-
-    Args:
-        link: the connection.
-        http2: the connection's protocol.
-        server: has the methods.
-        turns: the turns of the event loop.
-    """
+    """The calls of one connection."""
 
     __slots__ = ("_ending", "_http2", "_link_reference", "_loop", "_open", "_server", "_turns")
 

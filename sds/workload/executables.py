@@ -127,10 +127,6 @@ class Executables:
     async def read(self, peer: Peer, *, digest: bool) -> Executable:
         """Return what the caller runs; call :meth:`Peer.check` afterwards.
 
-        Args:
-            peer: the caller.
-            digest: whether its content is asked for.
-
         Raises:
             PeerGoneError: the process has ended.
             WorkloadError: ``executable_refused``: the agent reads no such file, so it is not one

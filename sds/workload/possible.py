@@ -26,12 +26,7 @@ _TRUST_DOMAIN = "{trust_domain}"
 
 
 class PossibleIdentities:
-    """The rules by the name that they give.
-
-    Args:
-        rules: the rules in force.
-        defaults: what they leave open.
-    """
+    """The rules by the name that they give."""
 
     def __init__(self, rules: Iterable[WorkloadRule], defaults: Defaults) -> None:
         self._defaults = defaults

@@ -49,9 +49,6 @@ def azure_kind(device: Path) -> str | None:
 
     It blocks.
 
-    Args:
-        device: the TPM.
-
     Raises:
         EvidenceUnavailableError: there is a TPM, but it cannot be asked now.
         EvidenceMalformedError: the blob is of an unknown kind of VM.

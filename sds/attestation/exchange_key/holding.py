@@ -79,12 +79,7 @@ class HeldKey:
 
 
 class KeyedAttester:
-    """An attester whose evidence the exchange key signs.
-
-    Args:
-        inner: collects the evidence.
-        held: the key.
-    """
+    """An attester whose evidence the exchange key signs."""
 
     def __init__(self, inner: Attester, held: HeldKey) -> None:
         self._inner = inner

@@ -79,11 +79,7 @@ class TpmValues(PcrValues):
 
 
 class TpmVerifier(KindExaminer):
-    """Verifies and appraises a TPM's evidence.
-
-    Args:
-        values: the reference values.
-    """
+    """Verifies and appraises a TPM's evidence."""
 
     def __init__(self, values: TpmValues) -> None:
         super().__init__(EvidenceKind(KIND))

@@ -35,12 +35,7 @@ _TURN_SECONDS: Final = 10.0
 
 
 class Explanations:
-    """Explains containers, one after another.
-
-    Args:
-        runtime: describes them.
-        clock: time.
-    """
+    """Explains containers, one after another."""
 
     def __init__(self, runtime: Runtime, *, clock: Clock) -> None:
         self._runtime = runtime
@@ -56,12 +51,6 @@ class Explanations:
         like: Sequence[PodContents],
     ) -> tuple[str, ...]:
         """Compare a container, line by line, with the closest of these lists.
-
-        Args:
-            identifier: the container's ID.
-            known: what was seen of it.
-            around: the values of its pod.
-            like: the lists.
 
         Raises:
             WorkloadError: too many ask; or the runtime does not answer, or describes it in an
