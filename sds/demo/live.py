@@ -21,8 +21,6 @@ from sds.demo.events import Event, Ready, Summary
 from sds.demo.report import in_words
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from rich.console import RenderableType
 
     from sds.clock import Instant
@@ -55,12 +53,7 @@ class LiveReporter:
         self._live.update(Text("Starting an authority, an agent and two Envoys …"), refresh=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop drawing; the summary stays on the screen."""
         self._live.stop()
         if self._summary is not None and self._ready:

@@ -24,8 +24,6 @@ from sds.demo.events import (
 )
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from sds.clock import Instant
     from sds.demo.ledger import RotationLedger
 
@@ -37,12 +35,7 @@ class Reporter(Protocol):
         """Begin to show."""
         ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Leave the terminal as it was."""
         ...
 
@@ -65,12 +58,7 @@ class _Lines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def refresh(self, ledger: RotationLedger, now: Instant) -> None:

@@ -24,7 +24,6 @@ from sds.outside import EXHAUSTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 RESOURCE_MANAGER: Final = Path("/dev/tpmrm0")
 """The device that is used if the configuration names none."""
@@ -150,12 +149,7 @@ class Tpm:
     def __enter__(self) -> Self:  # noqa: D105
         return self
 
-    def __exit__(  # noqa: D105
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:  # noqa: D105
         # The resource manager flushes them itself; a TPM behind a socket does not.
         while self._ours:
             with contextlib.suppress(EvidenceError):

@@ -24,7 +24,6 @@ from sds.varint import read_varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import Self
 
     from google.protobuf.message import Message
@@ -105,12 +104,7 @@ class Runtime:
         self._channel = _channel(self._socket)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close the connection, and those that did not answer."""
         for closing in self._retired.values():
             closing.cancel()

@@ -28,7 +28,6 @@ from sds.outside import words_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-    from types import TracebackType
     from typing import Self
 
     from sds.workload.kubernetes.server import KubernetesServer
@@ -68,12 +67,7 @@ class ApiClient:
         self._session = client_session(auto_decompress=True, read_bufsize=_LINE_BYTES)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close every connection."""
         if self._session is not None:
             await self._session.close()
