@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import platform
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -127,78 +128,63 @@ class ProcessFamilies:
 
     def __init__(self, registry: CollectorRegistry, *, component: str) -> None:
         """Register every family; ``component`` is ``agent`` or ``ca``."""
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
         ProcessCollector(registry=registry)
         FaultsCollector(registry)
         self.collateral = CollateralCollector(registry)
-        build = Gauge(
+        build = gauge(
             "sds_build_info",
             "Always 1: version of attested-sds, of Python, and the component.",
             ["component", "version", "python"],
-            registry=registry,
         )
         build.labels(component, sds.__version__, platform.python_version()).set(1)
-        self.ready = Gauge(
-            "sds_ready",
-            "1 while the process is ready, as /readyz says, else 0.",
-            registry=registry,
+        self.ready = gauge("sds_ready", "1 while the process is ready, as /readyz says, else 0.")
+        self.policy_epoch = gauge(
+            "sds_policy_epoch", "Epoch of the policy in force; 0 while none is."
         )
-        self.policy_epoch = Gauge(
-            "sds_policy_epoch",
-            "Epoch of the policy in force; 0 while none is.",
-            registry=registry,
-        )
-        self.policy_loaded = Gauge(
+        self.policy_loaded = gauge(
             "sds_policy_loaded_timestamp_seconds",
             "When the policy in force came into force; 0 while none is.",
-            registry=registry,
         )
-        self.policy_not_after = Gauge(
+        self.policy_not_after = gauge(
             "sds_policy_not_after_timestamp_seconds",
             "When the policy that was last in force expires; 0 before the first.",
-            registry=registry,
         )
-        self.policy_in_force = Gauge(
+        self.policy_in_force = gauge(
             "sds_policy_in_force",
             "1 while a policy is in force, 0 while none is; NaN if none is configured.",
-            registry=registry,
         )
         self.policy_in_force.set(math.nan)
-        self.policy_problem = Gauge(
+        self.policy_problem = gauge(
             "sds_policy_refused",
             "1 while the policy document that was offered last is refused, else 0.",
-            registry=registry,
         )
-        self.policy_refusals = Counter(
-            "sds_policy_refusals",
-            "Policy documents that were refused, by reason.",
-            ["reason"],
-            registry=registry,
+        self.policy_refusals = counter(
+            "sds_policy_refusals", "Policy documents that were refused, by reason.", ["reason"]
         )
         start_at_zero(self.policy_refusals, POLICY)
-        self.verdicts = Counter(
+        self.verdicts = counter(
             "sds_attestation_verdicts",
             "Evidence that was verified, by kind and verdict ('accepted' or the reason).",
             ["kind", "verdict"],
-            registry=registry,
         )
-        self.evidence_latency = Histogram(
+        self.evidence_latency = histogram(
             "sds_evidence_latency_seconds",
             "How long collecting our own evidence took.",
             buckets=_SLOW,
-            registry=registry,
         )
-        self.evidence_failures = Counter(
+        self.evidence_failures = counter(
             "sds_evidence_failures",
             "Times that our own evidence could not be collected, by reason.",
             ["reason"],
-            registry=registry,
         )
         start_at_zero(self.evidence_failures, UNAVAILABLE)
-        self.memory_locked = Gauge(
+        self.memory_locked = gauge(
             "sds_memory_locked",
             "1 while the process's memory cannot be swapped, because it is locked or there is no "
             "swap for it; 0 if it can be (NaN: unknown).",
-            registry=registry,
         )
         self.memory_locked.set_function(memory_locked)
 
@@ -207,110 +193,84 @@ class AgentFamilies:
     """The families that the agent exports in addition to :class:`ProcessFamilies`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.issue_latency = Histogram(
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.issue_latency = histogram(
             "sds_authority_latency_seconds",
             "How long one exchange with the authority took, from evidence to answer.",
             buckets=_SLOW,
-            registry=registry,
         )
         self.authority_up = AuthorityUp(registry)
-        self.requests = Counter(
+        self.requests = counter(
             "sds_certificates_requested",
             "Certificates that were asked for, by outcome ('issued' or the reason).",
             ["outcome"],
-            registry=registry,
         )
         start_at_zero(self.requests, (ISSUED, *AUTHORITY))
-        self.renewals = Counter(
-            "sds_renewals",
-            "SVIDs that were verified and taken into service.",
-            registry=registry,
-        )
-        self.renewal_failures = Counter(
-            "sds_renewal_failures",
-            "Attempts to get an SVID that failed, by reason.",
-            ["reason"],
-            registry=registry,
+        self.renewals = counter("sds_renewals", "SVIDs that were verified and taken into service.")
+        self.renewal_failures = counter(
+            "sds_renewal_failures", "Attempts to get an SVID that failed, by reason.", ["reason"]
         )
         start_at_zero(self.renewal_failures, AUTHORITY)
-        self.expirations = Counter(
+        self.expirations = counter(
             "sds_svid_withdrawals",
             "SVIDs that were withdrawn: they expired unrenewed, or are no longer wanted.",
-            registry=registry,
         )
-        self.push_latency = Histogram(
+        self.push_latency = histogram(
             "sds_push_latency_seconds",
             "From a change in the store to its write to a stream that held an older version.",
             buckets=_FAST,
-            registry=registry,
         )
-        self.ack_latency = Histogram(
+        self.ack_latency = histogram(
             "sds_ack_latency_seconds",
             "From the write of a resource to the subscriber's ACK.",
             buckets=_FAST,
-            registry=registry,
         )
-        self.responses = Counter(
+        self.responses = counter(
             "sds_resources_sent",
             "SVIDs and bundles that were written to streams; one resource may have several.",
-            registry=registry,
         )
-        self.acks = Counter(
-            "sds_acks", "SVIDs and bundles that subscribers ACKed.", registry=registry
+        self.acks = counter("sds_acks", "SVIDs and bundles that subscribers ACKed.")
+        self.nacks = counter(
+            "sds_nacks", "Responses that subscribers refused, by what their words say.", ["reason"]
         )
-        self.nacks = Counter(
-            "sds_nacks",
-            "Responses that subscribers refused, by what their words say.",
-            ["reason"],
-            registry=registry,
-        )
-        self.refused_subscriptions = Gauge(
+        self.refused_subscriptions = gauge(
             "sds_subscriptions_refused",
             "Names whose current version a subscriber refused; it goes on with the old one.",
-            registry=registry,
         )
-        self.lost_sockets = Gauge(
-            "sds_sockets_lost",
-            "Sockets of this agent that somebody removed or replaced.",
-            registry=registry,
+        self.lost_sockets = gauge(
+            "sds_sockets_lost", "Sockets of this agent that somebody removed or replaced."
         )
-        self.streams = Gauge(
-            "sds_streams", "Open streams of subscribers, by call.", ["method"], registry=registry
-        )
-        self.events = Counter(
+        self.streams = gauge("sds_streams", "Open streams of subscribers, by call.", ["method"])
+        self.events = counter(
             "sds_xds_events",
             "What happened on streams, by event: requests, responses, ACKs, absent names, limits "
             "and others.",
             ["event", "method"],
-            registry=registry,
         )
-        self.workloads = Gauge(
-            "sds_connected_workloads",
-            "Workloads that have at least one stream open.",
-            registry=registry,
+        self.workloads = gauge(
+            "sds_connected_workloads", "Workloads that have at least one stream open."
         )
         self.ahead = AheadCollector(registry)
         self.owners = OwnersCollector(registry)
         self.node = NodeCollector(registry)
-        self.federation_refreshed = Gauge(
+        self.federation_refreshed = gauge(
             "sds_federation_refreshed_timestamp_seconds",
             "When the bundle of a foreign trust domain was last fetched and verified; 0 before the "
             "first time.",
             ["trust_domain"],
-            registry=registry,
         )
-        self.federation_due = Gauge(
+        self.federation_due = gauge(
             "sds_federation_due_timestamp_seconds",
             "When that bundle is due to be fetched again, as `refresh` or its publisher says; 0 "
             "before the first time.",
             ["trust_domain"],
-            registry=registry,
         )
-        self.federation_failures = Counter(
+        self.federation_failures = counter(
             "sds_federation_failures",
             "Fetches of a foreign trust domain's bundle that failed, by reason.",
             ["trust_domain", "reason"],
-            registry=registry,
         )
 
 
@@ -347,31 +307,30 @@ class AuthorityFamilies:
     """The families that the authority exports in addition to :class:`ProcessFamilies`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.issue_latency = Histogram(
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.issue_latency = histogram(
             "sds_ca_issue_latency_seconds",
             "How long a message of an agent (a Hello or a request) took at the authority, from "
             "when it was read to the answer.",
             buckets=_FAST,
-            registry=registry,
         )
-        self.certificates = Counter(
+        self.certificates = counter(
             "sds_ca_certificates",
             "Certificates that were asked for, by outcome ('issued' or the reason). A request that "
             "is refused as a whole counts once.",
             ["outcome"],
-            registry=registry,
         )
         start_at_zero(self.certificates, (ISSUED, *AUTHORITY))
-        self.not_after = Gauge(
+        self.not_after = gauge(
             "sds_ca_not_after_timestamp_seconds",
             "When the issuing certificate expires; 0 before there is one.",
-            registry=registry,
         )
-        self.remaining = Gauge(
+        self.remaining = gauge(
             "sds_ca_remaining_ratio",
             "Part of the issuing certificate's life that is left, from its receipt: 1 is new, 0 "
             "expired (NaN before there is one).",
-            registry=registry,
         )
         self.remaining.set(math.nan)
         self.port = PortCollector(registry)
