@@ -67,7 +67,7 @@ class PolicyHolder:
         self._state = start
         self._clock = clock
         self._watcher = watcher
-        self._listeners = Listeners("policy listener")
+        self._listeners: Listeners[[]] = Listeners("policy listener")
         self._said: set[tuple[str, bytes]] = set()
         self._verified: OrderedDict[bytes, VerifiedBefore] = OrderedDict()
         """What was offered here and signed by trusted keys, by the digest of the document."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NewType
 
-from sds.faults import report
 from sds.identity import Identity, TrustDomain
+from sds.listeners import Listeners
 from sds.secrets.books import SubscriptionBooks
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ class SecretStore:
         self._counter = itertools.count(1)
         self._svids: dict[Identity, StoredSvid] = {}
         self._bundles: dict[TrustDomain, StoredBundle] = {}
-        self._listeners: dict[int, Callable[[Change], None]] = {}
-        self._listener_ids = itertools.count(1)
+        self._listeners: Listeners[[Change]] = Listeners("store listener")
         self._subscription_ids = itertools.count(1)
         self._books = SubscriptionBooks()
         self._delivered: asyncio.Event | None = None
@@ -166,13 +165,7 @@ class SecretStore:
         The listener runs inside the put, on the event loop, so it must be short. If it raises, the
         error is reported and ends nothing.
         """
-        listener_id = next(self._listener_ids)
-        self._listeners[listener_id] = listener
-
-        def stop() -> None:
-            self._listeners.pop(listener_id, None)
-
-        return stop
+        return self._listeners.add(listener)
 
     def draw_version(self) -> Version:
         """Return a version that was never given before, for content derived from the store."""
@@ -244,12 +237,7 @@ class SecretStore:
     # --- inside ---------------------------------------------------------------------------------
 
     def _tell(self, key: ResourceKey) -> None:
-        change = Change(keys=frozenset({key}))
-        for listener in list(self._listeners.values()):
-            try:
-                listener(change)
-            except Exception as error:  # noqa: BLE001  the boundary between a put and who hears of it
-                report("store listener", error)
+        self._listeners.tell(Change(keys=frozenset({key})))
 
     def _wake(self) -> None:
         """Let every waiter look again; each waits for the event that is current when it looks."""

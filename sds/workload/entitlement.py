@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sds.faults import guarded
+from sds.listeners import Listeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,8 +57,7 @@ class Entitlement:
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
-        self._listeners: dict[object, Callable[[], None]] = {}
-        """Listeners by the key that their stop function has; a caller may have thousands."""
+        self._listeners: Listeners[[]] = Listeners()
         self._ended: WorkloadError | None = None
 
     @property
@@ -75,24 +74,14 @@ class Entitlement:
         """Replace the caller and call every listener once; an equal caller is not a change."""
         if caller != self._caller:
             self._caller = caller
-            self._tell()
+            self._listeners.tell()
 
     def end(self, error: WorkloadError) -> None:
         """End the entitlement: the caller's streams end with this error."""
         if self._ended is None:
             self._ended = error
-            self._tell()
+            self._listeners.tell()
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` after each change until the returned function is called."""
-        key = object()
-        self._listeners[key] = listener
-
-        def stop() -> None:
-            self._listeners.pop(key, None)
-
-        return stop
-
-    def _tell(self) -> None:
-        for listener in list(self._listeners.values()):
-            guarded("listener", listener)()
+        return self._listeners.add(listener)

@@ -493,4 +493,4 @@ def test_a_caller_with_many_streams_lets_go_of_each_alone() -> None:
         stop()
         stop()
     assert asked == 0
-    assert not entitlement._listeners
+    assert not entitlement._listeners._listeners

@@ -7,7 +7,8 @@ from sds.listeners import Listeners
 
 
 def test_they_are_told_in_order_and_a_fault_of_one_keeps_nothing_from_others() -> None:
-    listeners, told = Listeners(), list[str]()
+    listeners: Listeners[[]] = Listeners()
+    told = list[str]()
     before = faults.counts()["listener"]
 
     def broken() -> None:
@@ -23,7 +24,8 @@ def test_they_are_told_in_order_and_a_fault_of_one_keeps_nothing_from_others() -
 
 
 def test_the_same_function_may_ask_twice_and_each_stops_alone_and_once() -> None:
-    listeners, told = Listeners(), list[int]()
+    listeners: Listeners[[]] = Listeners()
+    told = list[int]()
 
     def one() -> None:
         told.append(1)
@@ -39,7 +41,8 @@ def test_the_same_function_may_ask_twice_and_each_stops_alone_and_once() -> None
 
 
 def test_who_is_told_may_stop_and_ask_others_to_be_told() -> None:
-    listeners, told = Listeners(), list[str]()
+    listeners: Listeners[[]] = Listeners()
+    told = list[str]()
 
     def once() -> None:
         told.append("once")

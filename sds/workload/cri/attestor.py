@@ -95,7 +95,7 @@ class CriAttestor:
         """What this look could not get described now, by sandbox."""
         self._unclear_before: dict[str, str] = {}
         """The same of the look before."""
-        self._listeners = Listeners()
+        self._listeners: Listeners[[]] = Listeners()
         self._storing = Storing(seen, late=self._listeners.tell)
 
     async def run(self) -> None:

@@ -55,7 +55,7 @@ class PodList:
         self._every = every_seconds
         self._read = b""
         """The SHA-256 of the answer that was read last, if it was short."""
-        self._listeners = Listeners()
+        self._listeners: Listeners[[]] = Listeners()
         self.fetches = 0
         self.error: KubernetesError | None = None
         self._kubelet = kubelet

@@ -120,7 +120,7 @@ class ServiceWatch:
         self._index = ServiceIndex()
         self._watch = ListWatch(api, clock, _PATH, self._index)
         self._watch.listen(self._changed)
-        self._listeners = Listeners()
+        self._listeners: Listeners[[]] = Listeners()
         self._told_at = float("-inf")
         self._telling: asyncio.TimerHandle | None = None
         """Tells of what changed since then."""

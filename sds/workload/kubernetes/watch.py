@@ -117,7 +117,7 @@ class ListWatch(Generic[_K]):
         self._clock = clock
         self._path = path
         self._collection = collection
-        self._listeners = Listeners()
+        self._listeners: Listeners[[]] = Listeners()
         self._endings = Problems()
         """Of watches that the server ended."""
 
