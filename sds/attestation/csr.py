@@ -22,11 +22,9 @@ from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.registry import KINDS
 from sds.errors import CertificateError
 from sds.identity import Identity, SpiffeId
-from sds.pki import csr_public_key, der, key_type_of, make_csr, signature_hash
+from sds.pki import csr_public_key, der, make_csr, signature_hash
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from sds.pki import PrivateKey, PublicKey
 
 ATTESTATION_ATTRIBUTE: Final = "1.2.840.113549.1.9.16.2.59"
@@ -61,15 +59,6 @@ class AttestedCsr:
     spiffe_id: SpiffeId
     dns_names: tuple[str, ...]
     evidence: Evidence
-
-    def identity(self, lifetime: timedelta) -> Identity:
-        """Return the identity that is requested, with this lifetime."""
-        return Identity(
-            spiffe_id=self.spiffe_id,
-            dns_names=self.dns_names,
-            lifetime=lifetime,
-            key_type=key_type_of(self.public_key),
-        )
 
 
 def make_attested_csr(key: PrivateKey, identity: Identity, evidence: Evidence) -> bytes:

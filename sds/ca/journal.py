@@ -3,8 +3,7 @@
 Invariants: records are only appended; their numbers rise by one, so that a gap would show; every
 issued certificate and every refused item has a log line. Requests that are refused as a whole may
 come from anybody, so their log lines are bounded (the next line says how many were left out, and
-metrics count all). Memory is bounded too: the oldest records are dropped first, and ``first`` is
-the lowest number that is kept.
+metrics count all). Memory is bounded too: the oldest records are dropped first.
 """
 
 from __future__ import annotations
@@ -80,11 +79,6 @@ class Journal:
     def __len__(self) -> int:
         """Return how many records were ever appended."""
         return self._next - 1
-
-    @property
-    def first(self) -> int:
-        """Return the number of the oldest record that is kept."""
-        return self._next - len(self._records)
 
     def append(
         self,

@@ -27,20 +27,6 @@ _HTTP_OK: Final = 200
 _HTTP_FORBIDDEN: Final = 403
 
 
-async def request(
-    http: aiohttp.ClientSession, entry: str, ledger: RotationLedger
-) -> dict[str, PeerCertificate]:
-    """Send one request like :func:`ask`, but treat a denial as a failure too.
-
-    Raises:
-        RequestFailedError: as for :func:`ask`, or the server's Envoy denied the request.
-    """
-    seen = await ask(http, entry, ledger)
-    if seen is None:
-        raise RequestFailedError("HTTP 403: the server's Envoy denied it")
-    return seen
-
-
 async def ask(
     http: aiohttp.ClientSession, entry: str, ledger: RotationLedger
 ) -> dict[str, PeerCertificate] | None:

@@ -13,7 +13,7 @@ import aiohttp
 from sds.bootstrap.plan import Protocol
 from sds.demo.envoys import DemoPorts, ReservedPort, bootstraps
 from sds.demo.ledger import RotationLedger
-from sds.demo.traffic import request
+from sds.demo.traffic import ask
 from sds.errors import RequestFailedError
 from tests.support.envoy import Envoy, running_envoy
 from tests.support.process import PATIENCE_SECONDS
@@ -107,7 +107,7 @@ async def running_mesh(
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not mesh.requests:
                 with contextlib.suppress(RequestFailedError):
-                    mesh.saw(await request(http, mesh.entry, ledger))
+                    mesh.saw(await _request(http, mesh.entry, ledger))
                 await asyncio.sleep(0.05)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         tasks = [group.create_task(_traffic(mesh, http, ledger)) for _ in range(2)]
@@ -115,10 +115,20 @@ async def running_mesh(
         yield mesh
 
 
+async def _request(
+    http: aiohttp.ClientSession, entry: str, ledger: RotationLedger
+) -> dict[str, PeerCertificate]:
+    """Send one request; a denial is a failure too."""
+    seen = await ask(http, entry, ledger)
+    if seen is None:
+        raise RequestFailedError("HTTP 403: the server's Envoy denied it")
+    return seen
+
+
 async def _traffic(mesh: Mesh, http: aiohttp.ClientSession, ledger: RotationLedger) -> None:
     while True:
         try:
-            mesh.saw(await request(http, mesh.entry, ledger))
+            mesh.saw(await _request(http, mesh.entry, ledger))
         except RequestFailedError as error:
             mesh.requests += 1
             mesh.failures.append(f"{datetime.now(UTC):%H:%M:%S.%f} {error}")
