@@ -17,12 +17,8 @@ from sds.ca.issuance import ConfiguredIssuance
 from sds.ca.kubernetes import KubernetesSection  # noqa: TC001  pydantic reads it at run time
 from sds.ca.longest_lifetime import longest_lifetime
 from sds.ca.server import ExchangeLimits
-from sds.errors import ConfigurationError
 from sds.identity import KeyType
-from sds.operations.settings import (  # noqa: TC001  pydantic reads them at run time
-    HealthSection,
-    MetricsSection,
-)
+from sds.operations.settings import HealthSection, ListenSection, MetricsSection
 from sds.policy.fields import Measurement  # noqa: TC001  as above
 from sds.policy.ruleset import AuthorityGrant, Grant, NodeGroup, RuleLimits, RuleSet
 from sds.policy.settings import PolicySettings  # noqa: TC001  pydantic reads it at run time
@@ -276,7 +272,7 @@ class ExchangeLimitsSection(Settings):
         )
 
 
-class CollateralSection(Settings):
+class CollateralSection(ListenSection):
     """Gives agents the public collateral that this authority has verified."""
 
     listen: str = Field(
@@ -289,14 +285,6 @@ class CollateralSection(Settings):
         description="Seconds between two requests for VCEKs: AMD's service gives an address about "
         "one in ten seconds.",
     )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        try:
-            self.address()
-        except ConfigurationError as error:
-            raise ValueError(str(error)) from error
-        return self
 
     def address(self) -> ListenAddress:
         """Return the address to listen on; any is allowed, because all answers are public."""

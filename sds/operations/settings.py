@@ -6,6 +6,7 @@ accepted only if the section says ``remote``, or if the listener tells nothing b
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -15,7 +16,27 @@ from sds.settings.fields import Settings
 from sds.settings.listen import SHOWS_IDENTITIES, ListenAddress
 
 
-class MetricsSection(Settings):
+class ListenSection(Settings):
+    """The base of sections that name a listener: its address is checked when it is read."""
+
+    @abstractmethod
+    def address(self) -> ListenAddress:
+        """Return where to listen.
+
+        Raises:
+            ConfigurationError: the address has a wrong form or is not allowed.
+        """
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        try:
+            self.address()
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class MetricsSection(ListenSection):
     """Serves Prometheus metrics over HTTP."""
 
     listen: str = Field(
@@ -28,19 +49,12 @@ class MetricsSection(Settings):
         "name of every identity.",
     )
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        self.address()
-        return self
-
     def address(self) -> ListenAddress:
-        """Return where to listen."""
-        return _parse(
-            self.listen, remote=self.remote, why=f"{SHOWS_IDENTITIES}; `remote: true` permits it"
-        )
+        why = f"{SHOWS_IDENTITIES}; `remote: true` permits it"
+        return ListenAddress.parse(self.listen, field="listen", remote=self.remote, why=why)
 
 
-class StatusPageSection(Settings):
+class StatusPageSection(ListenSection):
     """Serves the status page for people."""
 
     listen: str = Field(
@@ -48,24 +62,11 @@ class StatusPageSection(Settings):
         examples=["127.0.0.1:9465"],
     )
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        self.address()
-        return self
-
     def address(self) -> ListenAddress:
-        """Return where to listen."""
-        return _parse(self.listen, remote=False)
+        return ListenAddress.parse(self.listen, field="listen")
 
 
-def _parse(text: str, *, remote: bool, why: str = SHOWS_IDENTITIES) -> ListenAddress:
-    try:
-        return ListenAddress.parse(text, field="listen", remote=remote, why=why)
-    except ConfigurationError as error:
-        raise ValueError(str(error)) from error
-
-
-class HealthSection(Settings):
+class HealthSection(ListenSection):
     """Answers the probes of a kubelet or a load balancer."""
 
     listen: str = Field(
@@ -73,11 +74,6 @@ class HealthSection(Settings):
         "`/readyz`."
     )
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        self.address()
-        return self
-
     def address(self) -> ListenAddress:
         """Return where to listen: anywhere, because the answers say nothing but "ready"."""
-        return _parse(self.listen, remote=True)
+        return ListenAddress.parse(self.listen, field="listen", remote=True)
