@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from sds.agent.sockets import WorkloadListening
     from sds.clock import Clock, Instant
     from sds.identity import TrustDomain
-    from sds.operations.metrics.ahead import MintedAhead
     from sds.operations.metrics.node import NodeConnections
     from sds.operations.state import PastError
     from sds.policy.holder import PolicyHolder
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from sds.secrets.store import Change, SecretStore
     from sds.serving.service import SecretService
     from sds.transport.budget import Budgets
+    from sds.workload.ahead import MintingAhead
     from sds.workload.entitlement import Entitlement
 
 _OWNERS: Final = 32
@@ -114,7 +114,7 @@ class LivingParts:
     node_socket: str = ""
     policy: PolicyHolder | None = None
     memory: MemoryProtection | None = None
-    ahead: MintedAhead | None = None
+    ahead: MintingAhead | None = None
     budgets: Budgets | None = None
     node: NodeConnections | None = None
     lost_sockets: Callable[[], Sequence[str]] = field(default=tuple)

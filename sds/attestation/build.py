@@ -100,9 +100,11 @@ class Verification:
         return lost or any(one.until <= now for one in self.files.standing)
 
     def collateral_failures(self) -> tuple[int, int]:
+        """Return how often the files could not be used, and how often they could not be fetched."""
         return self.files.failures, 0 if self.keeper is None else self.keeper.failed
 
     def collateral_failing(self) -> tuple[int, int]:
+        """Return the same numbers since the last success."""
         return self.files.failures_in_a_row, 0 if self.keeper is None else self.keeper.failures
 
     @property

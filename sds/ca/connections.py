@@ -67,6 +67,7 @@ class KnownConnection:
         return self._connections.has_proven(self)
 
     def heard(self) -> None:
+        """Note that the caller said Hello."""
         self._connections.advance(self, Stage.HEARD)
 
     def proved(self, machine: str) -> None:

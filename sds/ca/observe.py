@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
+    from sds.attestation.build import Verification
     from sds.attestation.evidence import Attester, Verifier
     from sds.errors import PolicyError
-    from sds.operations.metrics.collateral import CollateralSource
     from sds.operations.metrics.port import Port
     from sds.operations.readiness import Readiness
     from sds.policy.holder import PolicyHolder
@@ -49,7 +49,7 @@ class AuthorityObserver(PolicyWatcher, Protocol):
         """Show the policy that ``holder`` has in force."""
         ...
 
-    def watch_collateral(self, *sources: CollateralSource) -> None:
+    def watch_collateral(self, *sources: Verification) -> None:
         """Show the files by which these verifiers work."""
         ...
 
@@ -93,7 +93,7 @@ class SilentObserver:
     def watch_port(self, port: Port) -> None:
         """Do nothing."""
 
-    def watch_collateral(self, *sources: CollateralSource) -> None:
+    def watch_collateral(self, *sources: Verification) -> None:
         """Do nothing."""
 
     def taken(self, policy: AdmittedPolicy, *, now: datetime) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.csr import parse_attested_csr
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from sds.ca.issuance import IssuancePolicy
     from sds.ca.issuer import Signer
     from sds.ca.journal import Journal
+    from sds.ca.signers import SigningState
+    from sds.ca.tls import ServerTls
     from sds.clock import Clock
     from sds.pki import PublicKey
 
@@ -52,32 +54,6 @@ _YIELD_EVERY: Final = 16
 """How many items are handled before other streams may run: about 4 ms of signing."""
 ITEMS_A_TURN: Final = 32
 """How many items of one request are handled before other requests have their turn."""
-
-
-class CertificateSigners(Protocol):
-    """Gives the current signer and the roots of the trust bundle."""
-
-    def current(self) -> Signer:
-        """Return the signer at this moment.
-
-        Raises:
-            RefusedError: ``authority_not_ready``: there is no signer yet, or it has expired.
-        """
-        ...
-
-    @property
-    def roots(self) -> tuple[bytes, ...]:
-        """Return the trust bundle: DER."""
-        ...
-
-
-class TlsKey(Protocol):
-    """Gives our current TLS certificate's key."""
-
-    @property
-    def key_digest(self) -> bytes:
-        """Return the SHA-256 of the key's SubjectPublicKeyInfo."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,12 +91,12 @@ class RegistrationAuthority:
         self,
         *,
         trust_domain: TrustDomain,
-        signers: CertificateSigners,
+        signers: SigningState,
         policy: IssuancePolicy,
         verifier: Verifier,
         journal: Journal,
         clock: Clock,
-        tls: TlsKey,
+        tls: ServerTls,
         backdate: timedelta = timedelta(seconds=30),
     ) -> None:
         """Args: whose names, who signs, who decides, who verifies, where it is written down.

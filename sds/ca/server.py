@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from sds.attestation.evidence import Claims
+    from sds.ca.connections import KnownConnection
     from sds.ca.proof import Prover
     from sds.clock import Clock
     from sds.exchange.challenge import AuthorityStatement, NonceTable, StreamNonces
@@ -75,29 +76,12 @@ class ExchangeLimits:
     message_bytes: int = 4 * 1024 * 1024
 
 
-class _Caller(Protocol):
-    """The connection of a stream."""
-
-    @property
-    def owner(self) -> str:
-        """Return who opened it: its address or network."""
-        ...
-
-    def heard(self) -> None:
-        """Note that it said Hello."""
-        ...
-
-    def proved(self, machine: str) -> None:
-        """Note that evidence of this machine was accepted."""
-        ...
-
-
 class _Context(Protocol):
     """The part of :class:`sds.transport.call.Call` that we use."""
 
     def peer(self) -> str: ...
 
-    def caller(self) -> _Caller: ...
+    def caller(self) -> KnownConnection: ...
 
     def client_left(self) -> bool: ...
 
@@ -135,6 +119,7 @@ class _Stream:
 
     @property
     def proven(self) -> bool:
+        """Say whether evidence was accepted on it."""
         return bool(self.machine)
 
     @property

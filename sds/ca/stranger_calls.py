@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sds.ca.unproven import Crowd
 from sds.exchange.wire import EXCHANGE
@@ -19,21 +19,8 @@ from sds.faults import guarded
 from sds.transport.call import AbortedError
 
 if TYPE_CHECKING:
+    from sds.ca.connections import KnownConnection
     from sds.transport.call import Call
-
-
-class CallingConnection(Protocol):
-    """The connection of a call."""
-
-    @property
-    def owner(self) -> str:
-        """Return who opened it: its address or network."""
-        ...
-
-    @property
-    def proven(self) -> bool:
-        """Say whether evidence was accepted on it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +47,7 @@ class StrangerCalls:
 
     def __init__(self, limit: int) -> None:
         self._crowd: Crowd[_StrangerCall] = Crowd(limit)
-        self._of: dict[CallingConnection, set[_StrangerCall]] = {}
+        self._of: dict[KnownConnection, set[_StrangerCall]] = {}
 
     def __len__(self) -> int:
         """Return how many calls there are."""
@@ -68,7 +55,7 @@ class StrangerCalls:
 
     async def __call__(self, call: Call, /) -> None:
         """Count a call, and end another one if there are too many."""
-        connection: CallingConnection = call.caller()
+        connection: KnownConnection = call.caller()
         if call.path == EXCHANGE or connection.proven or call.task is None:
             return
         counted = _StrangerCall(call, connection.owner)
@@ -76,12 +63,12 @@ class StrangerCalls:
         self._of.setdefault(connection, set()).add(counted)
         call.task.add_done_callback(guarded("call", lambda _: self._over(connection, counted)))
 
-    def spare(self, connection: CallingConnection) -> None:
+    def spare(self, connection: KnownConnection) -> None:
         """Let the calls of a connection stay, because evidence was accepted on it."""
         for counted in self._of.pop(connection, ()):
             self._crowd.leave(counted)
 
-    def _over(self, connection: CallingConnection, counted: _StrangerCall) -> None:
+    def _over(self, connection: KnownConnection, counted: _StrangerCall) -> None:
         self._crowd.leave(counted)
         calls = self._of.get(connection)
         if calls is not None:

@@ -42,38 +42,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
+    from sds.attestation.build import Verification
     from sds.attestation.evidence import Attester, Verifier
     from sds.authority.port import Authority
     from sds.clock import Clock
     from sds.errors import SdsError
     from sds.identity import TrustDomain
-    from sds.operations.metrics.ahead import MintedAhead
-    from sds.operations.metrics.collateral import CollateralSource
     from sds.operations.metrics.node import NodeConnections
     from sds.operations.metrics.port import Port
     from sds.operations.readiness import Readiness
+    from sds.policy.holder import PolicyHolder
     from sds.policy.trust import AdmittedPolicy
     from sds.secrets.identity_status import IdentityStatus
     from sds.serving.service import SecretService
     from sds.transport.budget import Budgets
+    from sds.workload.ahead import MintingAhead
 
 _KEPT_ERRORS: Final = 50
 BUNDLE_REASONS: Final = tuple(reason for reason in SERVING if reason.startswith("bundle"))
 """Why the bundle of a foreign trust domain cannot be fetched."""
-
-
-class HeldPolicy(Protocol):
-    """Tells about the policy in force, as far as metrics show it."""
-
-    @property
-    def last_error(self) -> PolicyError | None:
-        """Return why the document that was offered last is refused."""
-        ...
-
-    @property
-    def absence(self) -> str:
-        """Return why no policy is in force; empty while one is."""
-        ...
 
 
 class AgentParts(Protocol):
@@ -85,12 +72,12 @@ class AgentParts(Protocol):
         ...
 
     @property
-    def policy(self) -> HeldPolicy | None:
+    def policy(self) -> PolicyHolder | None:
         """Return the signed policy; None if none is configured."""
         ...
 
     @property
-    def ahead(self) -> MintedAhead | None:
+    def ahead(self) -> MintingAhead | None:
         """Return the part that mints before callers ask; None if nothing does."""
         ...
 
@@ -153,11 +140,11 @@ class Instruments:
         """Export whether the process is ready; this function is asked at every scrape."""
         self.process.ready.set_function(lambda: float(readiness().ready))
 
-    def watch_collateral(self, *sources: CollateralSource) -> None:
+    def watch_collateral(self, *sources: Verification) -> None:
         """Export the state of the collateral; these sources are asked at every scrape."""
         self.process.collateral.sources = sources
 
-    def watch_policy(self, holder: HeldPolicy) -> None:
+    def watch_policy(self, holder: PolicyHolder) -> None:
         """Export, at every scrape, whether a policy is in force and whether one was refused."""
         self.process.policy_in_force.set_function(lambda: float(not holder.absence))
         self.process.policy_problem.set_function(lambda: float(holder.last_error is not None))
@@ -200,7 +187,7 @@ class AdmissionInstruments(Instruments):
         """Count one decision of :class:`sds.admission.server.QuestionServer`."""
         self._decisions.labels(command, self._reasons.label(decision)).inc()
 
-    def watch_policy(self, holder: HeldPolicy) -> None:
+    def watch_policy(self, holder: PolicyHolder) -> None:
         """Export the policy, also as readiness: without one only pods under `always` start."""
         super().watch_policy(holder)
         self.watch_readiness(lambda: admission_readiness(no_policy=holder.absence))

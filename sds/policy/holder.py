@@ -119,6 +119,7 @@ class PolicyHolder:
 
     @property
     def absence(self) -> str:
+        """Return why no policy is in force; empty while one is."""
         try:
             self.in_force()
         except PolicyNotInForceError as error:

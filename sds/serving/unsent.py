@@ -16,15 +16,14 @@ import asyncio
 import functools
 import logging
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from sds.identity import Identity
 from sds.trickle import Trickle
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from sds.secrets.store import Change, SecretStore
+    from sds.transport.served import ServedConnection
 
 _LOGGER = logging.getLogger(__name__)
 RESET_SECONDS: Final = 5.0
@@ -32,27 +31,6 @@ RESET_SECONDS: Final = 5.0
 _RESETS_A_TURN: Final = 8
 _GATHER_SECONDS: Final = 0.25
 """Secrets that retire within this time share one look at all connections."""
-
-
-class UnsentConnection(Protocol):
-    """What this module needs of a connection."""
-
-    @property
-    def peer(self) -> str:
-        """Return the connection's name in logs."""
-        ...
-
-    def unsent(self) -> Hashable | None:
-        """Return a mark for the output that the kernel has not taken yet; None if there is none."""
-        ...
-
-    def is_unsent(self, before: Any, /) -> bool:
-        """Say whether any output of that mark is still unsent."""
-        ...
-
-    def abort(self) -> None:
-        """Reset the connection, and drop its output."""
-        ...
 
 
 class UnsentSecrets:
@@ -63,7 +41,7 @@ class UnsentSecrets:
     """
 
     def __init__(self, store: SecretStore) -> None:
-        self._connections: weakref.WeakSet[UnsentConnection] = weakref.WeakSet()
+        self._connections: weakref.WeakSet[ServedConnection] = weakref.WeakSet()
         self._timers: set[asyncio.TimerHandle] = set()
         self._looks = False
         self._resets = Trickle("connection", _RESETS_A_TURN)
@@ -103,7 +81,7 @@ class UnsentSecrets:
         if marks:
             self._after(RESET_SECONDS - _GATHER_SECONDS, self._reset, marks)
 
-    def _reset(self, marks: list[tuple[weakref.ref[UnsentConnection], Any]]) -> None:
+    def _reset(self, marks: list[tuple[weakref.ref[ServedConnection], Any]]) -> None:
         for reference, mark in marks:
             self._resets.add(functools.partial(_reset_one, reference, mark))
 
@@ -116,7 +94,7 @@ class UnsentSecrets:
         self._timers.add(timer)
 
 
-def _reset_one(reference: weakref.ref[UnsentConnection], mark: Any) -> None:
+def _reset_one(reference: weakref.ref[ServedConnection], mark: Any) -> None:
     connection = reference()
     if connection is not None and connection.is_unsent(mark):
         _LOGGER.warning(

@@ -130,6 +130,7 @@ class Call:
 
     @property
     def path(self) -> str:
+        """Return ``/service/Method``."""
         return self._head.path
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:

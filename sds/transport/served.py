@@ -148,6 +148,7 @@ class ServedConnection:
         await self._lost
 
     def recognise(self) -> None:
+        """Give the owner a budget of its own from now on, apart from strangers."""
         self.owner.recognise()
         self._turns.move(self, self._server.budgets.strangers, self.owner)
 

@@ -155,6 +155,7 @@ class MintingAhead:
 
     @property
     def waiting(self) -> int:
+        """Return how many identities are kept for callers that may come."""
         return self._kept
 
     def look_again(self) -> None:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
+    from sds.transport.served import ServedConnection
     from sds.workload.cgroup import PodRoots
     from sds.workload.recognition import Recogniser
 
@@ -79,26 +80,12 @@ class Statistics:
     refused: Counter[str] = field(default_factory=Counter)
 
 
-class Served(Protocol):
-    """A connection that can be served."""
-
-    async def serve_on(self, accepted: socket.socket) -> None:
-        """Serve on this socket; return once that has begun."""
-        ...
-
-    def recognise(self) -> None:
-        """Give the caller a budget of its own from now on, apart from strangers."""
-        ...
-
-    def abort(self) -> None:
-        """Close the connection now."""
-        ...
-
-
 class Host(Protocol):
     """Serves on accepted sockets."""
 
-    def connection(self, *, caller: object, owner: str, on_close: Callable[[], None]) -> Served:
+    def connection(
+        self, *, caller: object, owner: str, on_close: Callable[[], None]
+    ) -> ServedConnection:
         """Make a connection of this caller, on the budget of this owner.
 
         ``on_close`` is called once, when it is over.
@@ -380,7 +367,7 @@ class FrontDoor:
             report("connection", error, pid=connection.peer.pid, owner=connection.owner)
 
     def _matched(
-        self, connection: _Connection, served: Served, keep_as_usual: Callable[[], None]
+        self, connection: _Connection, served: ServedConnection, keep_as_usual: Callable[[], None]
     ) -> None:
         """Give a caller that a rule matches its own budget, also for connecting."""
         served.recognise()

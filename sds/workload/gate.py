@@ -6,7 +6,7 @@ of a call is parsed, for a caller that is not recognised; that includes reflecti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -17,37 +17,9 @@ from sds.workload.connected import entitlement_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sds.transport.call import Call
+
 _PUBLIC = frozenset({whoami.METHOD})
-
-
-class BudgetOwner(Protocol):
-    """The owner whose budget a call uses."""
-
-    def recognise(self) -> None:
-        """Give the owner a budget of its own, apart from strangers."""
-        ...
-
-
-class GatedCall(Protocol):
-    """A call before its handler runs."""
-
-    @property
-    def path(self) -> str:
-        """Return ``/service/Method``."""
-        ...
-
-    @property
-    def owner(self) -> BudgetOwner:
-        """Return the owner whose budget it uses."""
-        ...
-
-    def caller(self) -> object:
-        """Return what its connection was given at accept."""
-        ...
-
-    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
-        """End the call with this status."""
-        ...
 
 
 class Gate:
@@ -57,7 +29,7 @@ class Gate:
         """Make a gate; ``refused`` gets the path of each refused call, and why."""
         self._refused = refused
 
-    async def __call__(self, call: GatedCall) -> None:
+    async def __call__(self, call: Call) -> None:
         """Return if the call may go on; else end it with PERMISSION_DENIED."""
         if call.path in _PUBLIC:
             return

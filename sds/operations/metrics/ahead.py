@@ -6,38 +6,26 @@ exported from the start, at 0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from prometheus_client import CollectorRegistry
 
+    from sds.workload.ahead import MintingAhead
+
 _OUTCOMES = ("used", "unused", "no_room")
-
-
-class MintedAhead(Protocol):
-    """Mints certificates ahead, and counts them."""
-
-    @property
-    def waiting(self) -> int:
-        """Return how many identities are kept for callers that may come."""
-        ...
-
-    @property
-    def outcomes(self) -> Mapping[str, int]:
-        """Return what became of the others: how many by outcome."""
-        ...
 
 
 class AheadCollector(Collector):
     """Exports ``sds_minted_ahead_total`` and ``sds_minted_ahead_waiting``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.source: MintedAhead | None = None
+        self.source: MintingAhead | None = None
         registry.register(self)
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:

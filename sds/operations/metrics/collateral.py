@@ -6,7 +6,7 @@ configured, the counts are 0 and the times are not exported.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -16,30 +16,15 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
+    from sds.attestation.build import Verification
     from sds.attestation.standing import CollateralFile
-
-
-class CollateralSource(Protocol):
-    """Judges evidence by files, and tells their state."""
-
-    def collateral(self) -> Sequence[CollateralFile]:
-        """Return the files in force."""
-        ...
-
-    def collateral_failures(self) -> tuple[int, int]:
-        """Return how often the files could not be used, and how often they could not be fetched."""
-        ...
-
-    def collateral_failing(self) -> tuple[int, int]:
-        """Return the same numbers since the last success."""
-        ...
 
 
 class CollateralCollector(Collector):
     """Exports the families ``sds_collateral_…``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.sources: Sequence[CollateralSource] = ()
+        self.sources: Sequence[Verification] = ()
         registry.register(self)
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
