@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.admission.judge import AdmittedSandbox, admit_container, admit_exec, admit_sandbox
@@ -27,21 +27,13 @@ if TYPE_CHECKING:
     from sds.admission.question import Question
     from sds.admission.settings import AdmissionConfig
     from sds.clock import Clock
-    from sds.policy.trust import AdmittedPolicy
+    from sds.policy.holder import PolicyHolder
     from sds.workload.cri.runtime import Runtime
     from sds.workload.cri.settings import PodContents
 
 _FORGET_SECONDS: Final = 600.0
 _FORGET_ABOVE: Final = 256
 _MOST_PID: Final = 20
-
-
-class RulesInForce(Protocol):
-    """Gives the rules in force: the part of the policy holder that this module needs."""
-
-    def in_force(self) -> AdmittedPolicy:
-        """Return the policy in force; raise a :class:`PolicyError` if there is none."""
-        ...
 
 
 class RuntimeAdmission:
@@ -51,7 +43,7 @@ class RuntimeAdmission:
         self,
         config: AdmissionConfig,
         *,
-        policy: RulesInForce,
+        policy: PolicyHolder,
         runtime: Runtime,
         memory: Memory,
         file: MemoryFile,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.attestation.kubernetes.token import JwksKeys
@@ -28,12 +28,13 @@ from sds.files import read_file
 from sds.outside import words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     import jwt
 
     from sds.clock import Clock
+    from sds.workload.kubernetes.api import ApiClient
 
 _LOGGER = logging.getLogger(__name__)
 _PATH: Final = "/openid/v1/jwks"
@@ -47,19 +48,7 @@ _MOST_MISSED: Final = 64
 """How many missing key IDs are remembered; a cluster has two or three keys."""
 
 
-class KeySetServer(Protocol):
-    """Gives the key set's document."""
-
-    async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
-        """Return the body of a GET.
-
-        Raises:
-            KubernetesError: there is no good answer.
-        """
-        ...
-
-
-def key_reader(file: Path | None, api: KeySetServer) -> Callable[[], Awaitable[bytes]]:
+def key_reader(file: Path | None, api: ApiClient) -> Callable[[], Awaitable[bytes]]:
     """Make a function that reads the key set from ``file``, or without one from the API server."""
 
     async def read() -> bytes:

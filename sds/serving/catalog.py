@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sds.identity import TrustDomain
     from sds.secrets.store import ResourceKey, SecretStore, StoredBundle, TrustBundle, Version
     from sds.serving.peers import PeerContext, PeerPolicy, SanMatcher
+    from sds.serving.tickets import SessionTickets
     from sds.workload.entitlement import Caller
 
     _Parts: TypeAlias = tuple[tuple[TrustDomain, Version], ...]
@@ -95,18 +96,6 @@ class Aliases:
         ) or name.startswith((_SCHEME, OUTBOUND))
 
 
-class TicketKeys(Protocol):
-    """Gives session ticket keys."""
-
-    def replace(self) -> None:
-        """Replace every key, because trust changed."""
-        ...
-
-    def current(self, identity: Identity) -> tuple[Version, tuple[bytes, ...]] | None:
-        """Return version and keys of 80 bytes, newest first; None if tickets are off."""
-        ...
-
-
 class GenericSecrets(Protocol):
     """The port to secrets from files, each for the workload for which it is configured."""
 
@@ -139,7 +128,7 @@ class Catalog:
         aliases: Aliases,
         spiffe_validator: bool = False,
         peers: PeerPolicy | None = None,
-        tickets: TicketKeys | None = None,
+        tickets: SessionTickets | None = None,
         generic: GenericSecrets | None = None,
     ) -> None:
         self.store = store

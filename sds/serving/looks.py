@@ -10,41 +10,31 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sds.faults import guarded
 from sds.serving.slices import SLICE
 
+if TYPE_CHECKING:
+    from sds.serving.session import CallerSession
+
 _EACH: Final = 20
 """How many names of one caller are handled before the next caller's."""
-
-
-class Stale(Protocol):
-    """The stale names of one caller."""
-
-    @property
-    def has_stale(self) -> bool:
-        """Say whether there is a name to look up."""
-        ...
-
-    def look(self, most: int) -> int:
-        """Look up at most ``most`` names, and return how many that were."""
-        ...
 
 
 class Looks:
     """Runs the look-ups of all callers in turns."""
 
     def __init__(self) -> None:
-        self._row: OrderedDict[Stale, None] = OrderedDict()
+        self._row: OrderedDict[CallerSession, None] = OrderedDict()
         self._handle: asyncio.Handle | None = None
 
-    def add(self, stale: Stale) -> None:
+    def add(self, stale: CallerSession) -> None:
         """Add a caller that has stale names."""
         self._row.setdefault(stale)
         self._expect()
 
-    def remove(self, stale: Stale) -> None:
+    def remove(self, stale: CallerSession) -> None:
         """Remove a caller that is gone."""
         self._row.pop(stale, None)
 

@@ -22,7 +22,7 @@ from sds.identity import Identity
 from sds.repeats import Repeats
 from sds.serving.by_identity import SessionsByIdentity
 from sds.serving.calls import METHODS, TYPES, Entitlements, SocketCalls, handlers
-from sds.serving.catalog import Aliases, Catalog, GenericSecrets, TicketKeys
+from sds.serving.catalog import Aliases, Catalog, GenericSecrets
 from sds.serving.extensions import (
     DEFAULT_TTL,
     AuthorizationPolicy,
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from sds.serving.peers import PeerPolicy
     from sds.serving.slices import Slices
     from sds.serving.subscription import SotwRequest
+    from sds.serving.tickets import SessionTickets
     from sds.serving.way import Way
     from sds.workload.entitlement import Caller, Entitlement
 
@@ -83,7 +84,7 @@ class ServingOptions:
     spiffe_validator: bool = False
     limits: ServingLimits = field(default_factory=ServingLimits)
     peers: PeerPolicy | None = None
-    tickets: TicketKeys | None = None
+    tickets: SessionTickets | None = None
     generic: GenericSecrets | None = None
     authorizations: AuthorizationPolicy | None = None
     authorization_ttl: timedelta = DEFAULT_TTL

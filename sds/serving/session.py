@@ -194,9 +194,11 @@ class CallerSession:
 
     @property
     def has_stale(self) -> bool:
+        """Say whether there is a name to look up."""
         return any(watches.has_stale for watches in self._watches.values())
 
     def look(self, most: int) -> int:
+        """Look up at most ``most`` names, and return how many that were."""
         first = self._watches[self._first_type]
         done = first.look(most)
         for watches in self._watches.values():

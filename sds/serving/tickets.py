@@ -86,6 +86,7 @@ class SessionTickets:
             self._set(identity, ())
 
     def current(self, identity: Identity) -> tuple[Version, tuple[bytes, ...]] | None:
+        """Return version and keys of 80 bytes, newest first; None if tickets are off."""
         found = self._keys.get(identity)
         if found is None:
             return None

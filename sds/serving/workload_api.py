@@ -14,7 +14,7 @@ import asyncio
 import base64
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -31,24 +31,13 @@ if TYPE_CHECKING:
 
     from sds.identity import TrustDomain
     from sds.secrets.store import Change, ResourceKey, SecretStore, Version
+    from sds.serving.calls import Entitlements
     from sds.serving.unsent import UnsentSecrets
     from sds.workload.entitlement import Caller, Entitlement
 
 SERVICE: Final = "SpiffeWorkloadAPI"
 _HEADER: Final = ("workload.spiffe.io", "true")
 _Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class CallerEntitlements(Protocol):
-    """Finds the caller behind a connection."""
-
-    async def __call__(self, context: Any, /) -> Entitlement:
-        """Return the entitlement of the caller behind a call's context.
-
-        Raises:
-            WorkloadError: there is none.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +58,7 @@ class WorkloadApi:
     """
 
     def __init__(
-        self, store: SecretStore, entitlements: CallerEntitlements, *, unsent: UnsentSecrets
+        self, store: SecretStore, entitlements: Entitlements, *, unsent: UnsentSecrets
     ) -> None:
         self._store = store
         self._entitlements = entitlements

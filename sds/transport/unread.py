@@ -21,7 +21,7 @@ import sys
 import termios
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sds.errors import LimitError
 from sds.faults import guarded
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sds.transport.budget import Owner
+    from sds.transport.connected_socket import ConnectedSocket
 
 LOOK_SECONDS: Final = 1.0
 NOTICED_BYTES: Final = 8 * 1024
@@ -44,32 +45,24 @@ _AT_ONCE: Final = 64
 _NUMBER: Final = bytes(4)
 
 
-class UnreadSocket(Protocol):
-    """A socket with unread output."""
-
-    def look(self) -> None:
-        """Ask the kernel again how much that is."""
-        ...
-
-
 class UnreadOutput(OfLoop):
     """The sockets of one event loop that have unread output; ``of`` gives it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self._senders: dict[UnreadSocket, None] = {}
+        self._senders: dict[ConnectedSocket, None] = {}
         self._lingering: dict[int, Callable[[], None]] = {}
         """Descriptors of closed sockets, and what gives back what they count."""
-        self._round: deque[UnreadSocket | int] = deque()
+        self._round: deque[ConnectedSocket | int] = deque()
         self._handle: asyncio.Handle | None = None
         weakref.finalize(self, _close_all, self._lingering)
 
-    def watch(self, sender: UnreadSocket) -> None:
+    def watch(self, sender: ConnectedSocket) -> None:
         """Let the sender look again soon, until :meth:`forget`."""
         self._senders[sender] = None
         self._expect()
 
-    def forget(self, sender: UnreadSocket) -> None:
+    def forget(self, sender: ConnectedSocket) -> None:
         """Let it look no more."""
         self._senders.pop(sender, None)
 

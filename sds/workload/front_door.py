@@ -22,7 +22,7 @@ import errno
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sds.errors import WorkloadError
 from sds.faults import guarded, report
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sds.transport.served import ServedConnection
+    from sds.transport.server import Server
     from sds.workload.cgroup import PodRoots
     from sds.workload.recognition import Recogniser
 
@@ -78,19 +79,6 @@ class Statistics:
 
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
-
-
-class Host(Protocol):
-    """Serves on accepted sockets."""
-
-    def connection(
-        self, *, caller: object, owner: str, on_close: Callable[[], None]
-    ) -> ServedConnection:
-        """Make a connection of this caller, on the budget of this owner.
-
-        ``on_close`` is called once, when it is over.
-        """
-        ...
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -176,7 +164,7 @@ class FrontDoor:
 
     # --- accepting ------------------------------------------------------------------------------
 
-    async def run(self, host: Host) -> None:
+    async def run(self, host: Server) -> None:
         """Accept for ``host`` until cancelled, and then close every connection."""
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -208,7 +196,7 @@ class FrontDoor:
             listener.socket.close()
 
     def _accept_some(
-        self, host: Host, tasks: asyncio.TaskGroup, turns: Turns, on: _Listener
+        self, host: Server, tasks: asyncio.TaskGroup, turns: Turns, on: _Listener
     ) -> None:
         now = asyncio.get_running_loop().time()
 
@@ -227,7 +215,7 @@ class FrontDoor:
 
     def _accepted(
         self,
-        host: Host,
+        host: Server,
         tasks: asyncio.TaskGroup,
         accepted: socket.socket,
         owned: contextlib.ExitStack,
@@ -340,7 +328,7 @@ class FrontDoor:
 
     # --- one connection -------------------------------------------------------------------------
 
-    async def _serve(self, host: Host, connection: _Connection, accepted: socket.socket) -> None:
+    async def _serve(self, host: Server, connection: _Connection, accepted: socket.socket) -> None:
         """Have the connection served and follow its caller, until either ends.
 
         Any error meanwhile ends this connection and nothing else.
