@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sds.backoff import Backoff, Retry
 from sds.errors import SdsError
@@ -28,28 +28,13 @@ _STEADY_SECONDS: Final = 30.0
 """A task that ran for this long starts again without the pauses that came before."""
 
 
-class TaskObserver(Protocol):
-    """Counts the tasks that had to be started again."""
-
-    def task_restarted(self, name: str) -> None:
-        """Note that the task of this name ended and starts again."""
-        ...
-
-
-async def supervised(
-    name: str,
-    run: Callable[[], Awaitable[object]],
-    *,
-    clock: Clock,
-    observer: TaskObserver | None = None,
-) -> None:
+async def supervised(name: str, run: Callable[[], Awaitable[object]], *, clock: Clock) -> None:
     """Run ``run`` again and again until cancelled.
 
     Args:
         name: the task's name in logs and metrics: a fixed word, without identities.
         run: the task; it is called once for each start.
         clock: measures how long the task ran, and waits before a restart.
-        observer: counts restarts.
     """
     retry = Retry(clock, _RESTART)
     while True:
@@ -68,8 +53,6 @@ async def supervised(
             _report(name, error)
         else:
             _report(name, None)
-        if observer is not None:
-            observer.task_restarted(name)
         if clock.now().monotonic - started >= _STEADY_SECONDS:
             retry.succeeded()
         await retry.pause()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.agent.csi import csi_driver
 from sds.supervision import supervised
-from sds.workload.ahead import AheadLimits, Foresees, MintingAhead
+from sds.workload.ahead import AheadKeeper, AheadLimits, Foresees, MintingAhead
 from sds.workload.attestors import ATTESTORS, NodeContext, attestor_kind
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
@@ -42,7 +42,7 @@ _FORESEEN: Final = frozenset({"kubernetes", "socket"})
 """The attestors whose facts, except those of the container, are known before a process connects."""
 
 
-class RotationPort(Protocol):
+class RotationPort(AheadKeeper, Protocol):
     """Rotation, as the node socket uses it."""
 
     def ensure(self, identity: Identity) -> None:
@@ -55,14 +55,6 @@ class RotationPort(Protocol):
 
     def rest(self, identity: Identity, *, resting: bool) -> None:
         """Keep a certificate without renewing it, or renew it again."""
-        ...
-
-    def expect(self, identity: Identity) -> None:
-        """Get a certificate for a caller that may come."""
-        ...
-
-    def unexpect(self, identity: Identity) -> None:
-        """Give up a certificate for a caller that may come."""
         ...
 
 

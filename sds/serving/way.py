@@ -11,23 +11,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from sds.serving.slices import TurnTaker
 from sds.transport.call import Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 
-class Way(Protocol):
+class Way(TurnTaker, Protocol):
     """What a stream needs of its call."""
-
-    @property
-    def turn_is_long(self) -> bool:
-        """Say whether the running work should wait for its owner's next turn."""
-        ...
-
-    async def turn(self) -> None:
-        """Return when it is the owner's turn again."""
-        ...
 
     def soon(self, job: Callable[[], bool]) -> None:
         """Run a job in the owner's turns until it says that nothing is left."""
