@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from sds.attestation.evidence import Claims
-    from sds.ca.connections import KnownConnection
     from sds.ca.proof import Prover
     from sds.clock import Clock
     from sds.exchange.challenge import AuthorityStatement, NonceTable, StreamNonces
+    from sds.transport.call import Call
 
 _HELLO_LEASE: Final = 0.5
 """Seconds for a stream's Hello while others wait; clients send it with the call."""
@@ -76,26 +76,6 @@ class ExchangeLimits:
     message_bytes: int = 4 * 1024 * 1024
 
 
-class _Context(Protocol):
-    """The part of :class:`sds.transport.call.Call` that we use."""
-
-    def peer(self) -> str: ...
-
-    def caller(self) -> KnownConnection: ...
-
-    def client_left(self) -> bool: ...
-
-    async def arrived(self) -> None: ...
-
-    async def __anext__(self) -> bytes: ...
-
-    async def write(self, message: bytes) -> None: ...
-
-    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn: ...
-
-    def cut(self) -> NoReturn: ...
-
-
 @dataclass(slots=True, eq=False)
 class _Stream:
     """The state of one stream.
@@ -106,7 +86,7 @@ class _Stream:
     """
 
     peer: AttestedPeer
-    context: _Context
+    context: Call
     owner: str
     nonces: StreamNonces
     timeout: asyncio.Timeout
@@ -170,7 +150,7 @@ class ExchangeService:
             if stream.waiting:
                 stream.end()
 
-    async def exchange(self, _: Any, context: _Context) -> None:
+    async def exchange(self, _: Any, context: Call) -> None:
         """Serve one stream, from its first message to its end."""
         if not self._make_room():
             # A caller that has not written its message yet would only learn that this failed.
@@ -222,7 +202,7 @@ class ExchangeService:
         """Say whether one more stream may be served; if all are open, an unproven one ends."""
         return self.streams < self._limits.streams or self._unproven.make_room()
 
-    async def _converse(self, stream: _Stream, context: _Context) -> None:
+    async def _converse(self, stream: _Stream, context: Call) -> None:
         while not self._draining:
             stream.waiting = True
             async with self._turn(stream):
