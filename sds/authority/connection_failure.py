@@ -82,10 +82,6 @@ _FAILURES: Final[Sequence[tuple[tuple[str, ...], str, str]]] = (
 def explained(details: str, fields: TlsFields) -> tuple[str, str] | None:
     """Turn a failed connection into an error that says what it means and what to do.
 
-    Args:
-        details: the details of gRPC's status.
-        fields: the names of the settings.
-
     Returns:
         None if the description is not known.
     """

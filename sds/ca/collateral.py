@@ -96,12 +96,6 @@ async def collateral_listener(
 ) -> AsyncIterator[ListenAddress]:
     """Serve collateral while the block runs, and yield the address.
 
-    Args:
-        section: says where to listen.
-        verification: has the files in force and the source of VCEKs.
-        tasks: runs the task that asks for VCEKs.
-        clock: time.
-
     Raises:
         SocketError: the address cannot be bound.
     """

@@ -60,12 +60,7 @@ def key_reader(file: Path | None, api: ApiClient) -> Callable[[], Awaitable[byte
 
 
 class TokenKeys:
-    """A :class:`sds.attestation.kubernetes.token.KeySet` that is read at intervals.
-
-    Args:
-        read: gives the JWKS document.
-        clock: time.
-    """
+    """A :class:`sds.attestation.kubernetes.token.KeySet` that is read at intervals."""
 
     def __init__(self, read: Callable[[], Awaitable[bytes]], *, clock: Clock) -> None:
         """Begin without keys; :meth:`run` reads the set."""

@@ -44,13 +44,7 @@ class PodDoor(Protocol):
 
 
 class Driver:
-    """Opens and closes the sockets of volumes.
-
-    Args:
-        name: the driver's name, as in the CSIDriver object.
-        kubelet: the kubelet's root directory.
-        door: serves on the sockets.
-    """
+    """Opens and closes the sockets of volumes."""
 
     def __init__(self, *, name: str, kubelet: Path, door: PodDoor) -> None:
         self.name = name

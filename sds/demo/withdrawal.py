@@ -49,13 +49,7 @@ class Mesh:
 
 
 class DemoPolicy:
-    """Signs one epoch after the other, and writes each to the file that agent and authority read.
-
-    Args:
-        file: the path of the signed policy.
-        mesh: the node and the workloads of the policy.
-        clock: time.
-    """
+    """Signs one epoch after the other, and writes each to the file that both programs read."""
 
     def __init__(self, file: Path, mesh: Mesh, *, clock: Clock) -> None:
         """Publish epoch 1, under which the client may talk to the server."""

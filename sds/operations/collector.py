@@ -29,12 +29,7 @@ def only_when_told() -> None:
 
 
 async def collect_when_quiet(streams: Callable[[], int], clock: Clock) -> None:
-    """Run full collections in quiet moments, until cancelled.
-
-    Args:
-        streams: tells how many streams are open now.
-        clock: gives the time.
-    """
+    """Run full collections in quiet moments, until cancelled."""
     last = clock.now().monotonic
     while True:
         await clock.sleep(PAUSE_SECONDS)

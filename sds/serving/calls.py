@@ -133,12 +133,7 @@ def _uncancel() -> None:
 
 
 class SocketCalls:
-    """The calls of one server.
-
-    Args:
-        service: has what is served.
-        entitlements: tells who the clients of this server are.
-    """
+    """The calls of one server."""
 
     def __init__(self, service: SecretService, entitlements: Entitlements) -> None:
         self._service = service

@@ -91,14 +91,7 @@ class ServingOptions:
 
 
 class SecretService:
-    """Serves the store's secrets to all callers.
-
-    Args:
-        store: has the secrets.
-        options: which of them are served, and how.
-        observer: counts what happens.
-        clock: gives the time for the rate of requests.
-    """
+    """Serves the store's secrets to all callers."""
 
     def __init__(
         self,

@@ -49,13 +49,7 @@ class _Answer:
 
 
 class WorkloadApi:
-    """Serves the two streams on all sockets of an agent.
-
-    Args:
-        store: has the secrets that callers get.
-        entitlements: tells who they are.
-        unsent: resets connections that leave retired secrets unread.
-    """
+    """Serves the two streams on all sockets of an agent."""
 
     def __init__(
         self, store: SecretStore, entitlements: Entitlements, *, unsent: UnsentSecrets
