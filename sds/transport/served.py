@@ -108,15 +108,11 @@ class ServedConnection:
 
     # --- the beginning and the end --------------------------------------------------------------
 
-    async def serve_on(self, accepted: socket.socket) -> None:
-        """Serve on an accepted socket, which this owns from now on; return once it has begun.
+    def begin(self, accepted: socket.socket) -> None:
+        """Begin to serve on an accepted socket, which this owns from now on.
 
         If the owner has too many connections, this one is turned away and is over.
         """
-        self.begin(accepted)
-
-    def begin(self, accepted: socket.socket) -> None:
-        """Do what :meth:`serve_on` does, without waiting."""
         try:
             self.owner.connect(self.abort, self._loop.time(), party=self._party)
         except LimitError as error:
@@ -153,7 +149,7 @@ class ServedConnection:
         self._turns.move(self, self._server.budgets.strangers, self.owner)
 
     def abort(self) -> None:
-        """Close now; do nothing before :meth:`serve_on`."""
+        """Close now; do nothing before :meth:`begin`."""
         if self._endpoint is not None:
             self._endpoint.abort()
 

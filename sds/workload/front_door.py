@@ -347,7 +347,7 @@ class FrontDoor:
                     connection.recognition.when_matched(
                         lambda: self._matched(connection, served, keep_as_usual)
                     )
-                    await served.serve_on(accepted)
+                    served.begin(accepted)
                     await connection.recognition.follow()
                 finally:
                     served.abort()

@@ -157,7 +157,7 @@ async def test_whatever_is_raised_about_one_caller_ends_nothing(
         assert not door.keeper.log
 
 
-@pytest.mark.parametrize("where", ["of", "owner", "recognition", "connection", "serve_on"])
+@pytest.mark.parametrize("where", ["of", "owner", "recognition", "connection", "begin"])
 async def test_a_fault_in_any_step_of_a_connection_ends_that_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -179,7 +179,7 @@ async def test_a_fault_in_any_step_of_a_connection_ends_that_one(
             "owner": (sys.modules["sds.workload.front_door"], "owner_of"),
             "recognition": (sys.modules["sds.workload.front_door"], "Recognition"),
             "connection": (door.server, "connection"),
-            "serve_on": (sys.modules["sds.transport.served"].ServedConnection, "serve_on"),
+            "begin": (sys.modules["sds.transport.served"].ServedConnection, "begin"),
         }[where]
         real = getattr(*target)
         monkeypatch.setattr(*target, breaking(real))
