@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import grpc
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sds.workload.entitlement import Entitlement
 
 logger = logging.getLogger("sds.serving.service")
+_Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 SDS_SERVICE: Final = "envoy.service.secret.v3.SecretDiscoveryService"
 ECDS_SERVICE: Final = "envoy.service.extension.v3.ExtensionConfigDiscoveryService"
@@ -141,14 +142,10 @@ class SocketCalls:
         self._streams = 0
         self._streams_of: dict[str, int] = {}
 
-    def stream(
-        self, method: Method
-    ) -> Callable[[AsyncIterator[bytes], grpc.aio.ServicerContext[bytes, bytes]], Awaitable[None]]:
+    def stream(self, method: Method) -> Callable[[AsyncIterator[bytes], _Context], Awaitable[None]]:
         """Make the handler of a streaming call."""
 
-        async def handle(
-            requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
-        ) -> None:
+        async def handle(requests: AsyncIterator[bytes], context: _Context) -> None:
             try:
                 await self._serve(method, requests, context)
             except CallEndedError:
@@ -158,12 +155,10 @@ class SocketCalls:
 
         return handle
 
-    def fetch(
-        self, method: Method
-    ) -> Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Awaitable[bytes]]:
+    def fetch(self, method: Method) -> Callable[[bytes, _Context], Awaitable[bytes]]:
         """Make the handler of a call that answers once, with what exists now."""
 
-        async def handle(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        async def handle(request: bytes, context: _Context) -> bytes:
             try:
                 return await self._fetch(method, request, context)
             except SdsError as error:
@@ -172,12 +167,7 @@ class SocketCalls:
 
         return handle
 
-    async def _fetch(
-        self,
-        method: Method,
-        request: bytes,
-        context: grpc.aio.ServicerContext[bytes, bytes],
-    ) -> bytes:
+    async def _fetch(self, method: Method, request: bytes, context: _Context) -> bytes:
         service = self._service
         (type_url,) = TYPES[method]
         entitlement = await self._admit(context)
@@ -206,7 +196,7 @@ class SocketCalls:
             version = response_version(resources) or service.empty_version
             return sotw_response(resources, type_url=type_url, version=version, nonce="")
 
-    async def _admit(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Entitlement:
+    async def _admit(self, context: _Context) -> Entitlement:
         if self._service.draining is not None:
             raise without_frames(self._service.draining)
         entitlement = await self._entitlements(context)
@@ -216,10 +206,7 @@ class SocketCalls:
         return entitlement
 
     async def _serve(
-        self,
-        method: Method,
-        requests: AsyncIterator[bytes],
-        context: grpc.aio.ServicerContext[bytes, bytes],
+        self, method: Method, requests: AsyncIterator[bytes], context: _Context
     ) -> None:
         service = self._service
         peer, way = context.peer(), way_of(context)
@@ -274,12 +261,7 @@ class SocketCalls:
         if not self._streams_of[peer]:
             del self._streams_of[peer]
 
-    async def _refuse(
-        self,
-        method: Method,
-        context: grpc.aio.ServicerContext[bytes, bytes],
-        error: SdsError,
-    ) -> None:
+    async def _refuse(self, method: Method, context: _Context, error: SdsError) -> None:
         """End the call with the status of this error; this always raises."""
         without_frames(error)  # the error may outlive the call: it may end an entitlement
         status, event = status_of(error)
