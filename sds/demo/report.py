@@ -72,10 +72,7 @@ class _Lines:
 class JsonReporter(_Lines):
     """Writes one JSON object a line to stdout, and failures in words to stderr."""
 
-    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
-        """Write to ``out`` and ``err`` in place of stdout and stderr."""
-        super().__init__(out, err)
-        self._ready = False
+    _ready = False
 
     def tell(self, event: Event) -> None:
         self._ready = self._ready or isinstance(event, Ready)

@@ -12,6 +12,8 @@ from typing import Final
 _MIB: Final = 1024 * 1024
 _CONNECTIONS: Final = 8_192
 _SPARED_CONNECTIONS: Final = 512
+_RESERVED: Final = 256
+"""The descriptors that are left for everything but connections."""
 FEW_STREAMS: Final = 8
 """The streams that each stranger may have in any case."""
 FEW_BYTES: Final = 192 * 1024
@@ -93,12 +95,11 @@ class Total:
     owners: int = 4_096
 
     @classmethod
-    def of_descriptors(cls, limit: int, *, reserved: int = 256) -> Total:
+    def of_descriptors(cls, limit: int) -> Total:
         """Return totals with as many connections as the process may have descriptors for.
 
         Args:
             limit: how many descriptors the process may have (RLIMIT_NOFILE).
-            reserved: how many descriptors are left for everything else.
         """
-        most = max(16, min(_CONNECTIONS, (limit - reserved) // 2))
+        most = max(16, min(_CONNECTIONS, (limit - _RESERVED) // 2))
         return cls(connections=most, spared_connections=min(_SPARED_CONNECTIONS, most // 8))

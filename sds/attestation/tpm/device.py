@@ -16,14 +16,11 @@ import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import Final, Protocol, Self
 
 from sds.attestation.tpm.wire import TpmReader, sized
 from sds.errors import EvidenceError, EvidenceUnavailableError
 from sds.outside import EXHAUSTED
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 RESOURCE_MANAGER: Final = Path("/dev/tpmrm0")
 """The device that is used if the configuration names none."""
@@ -132,18 +129,10 @@ class PolicySession:
 
 
 class Tpm:
-    """An open TPM.
+    """An open TPM, over what carries commands to it."""
 
-    Args:
-        transport: carries commands.
-        pause: waits a number of seconds before a command is sent again.
-    """
-
-    def __init__(
-        self, transport: TpmTransport, *, pause: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, transport: TpmTransport) -> None:
         self._transport = transport
-        self._pause = pause
         self._ours: list[int] = []
 
     def __enter__(self) -> Self:  # noqa: D105
@@ -201,7 +190,7 @@ class Tpm:
             raw = self._transmit(command, code)
             if _result(raw, code) not in _RESUBMIT:
                 break
-            self._pause(pause)
+            time.sleep(pause)
             pause *= 2
         return _answer(raw, code, makes_handle=makes_handle)
 

@@ -31,7 +31,7 @@ from sds.reasons.attestation import ATTESTATION
 from sds.reasons.authority import AUTHORITY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sds.attestation.evidence import Attester, Claims, Evidence, ReportData, Verifier
@@ -56,20 +56,13 @@ _ANSWERED: Final = (AuthorityRefusedError, AuthorityAnswerError, EvidenceError, 
 class MeteredAuthority:
     """Times the exchanges with an authority, and counts their outcomes."""
 
-    def __init__(
-        self,
-        inner: Authority,
-        families: AgentFamilies,
-        *,
-        timer: Callable[[], float] = stopwatch,
-    ) -> None:
+    def __init__(self, inner: Authority, families: AgentFamilies) -> None:
         self._inner = inner
         self._families = families
-        self._timer = timer
         self._reasons = Reasons((ISSUED, *AUTHORITY))
 
     async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
-        started = self._timer()
+        started = stopwatch()
         try:
             issuance = await self._inner.issue(items)
         except BaseException as error:
@@ -77,7 +70,7 @@ class MeteredAuthority:
             self._note(error)
             raise
         finally:
-            self._families.issue_latency.observe(self._timer() - started)
+            self._families.issue_latency.observe(stopwatch() - started)
         self._families.authority_up.set(1)
         for outcome in issuance.outcomes:
             self._count(reason_of(outcome) if isinstance(outcome, Exception) else ISSUED, 1)
@@ -110,20 +103,13 @@ class MeteredRootsAuthority(MeteredAuthority):
 class MeteredAttester:
     """Times the work of an attester."""
 
-    def __init__(
-        self,
-        inner: Attester,
-        families: ProcessFamilies,
-        *,
-        timer: Callable[[], float] = stopwatch,
-    ) -> None:
+    def __init__(self, inner: Attester, families: ProcessFamilies) -> None:
         self._inner = inner
         self._families = families
-        self._timer = timer
         self._reasons = Reasons(UNAVAILABLE)
 
     async def attest(self, data: ReportData) -> Evidence:
-        started = self._timer()
+        started = stopwatch()
         try:
             return await self._inner.attest(data)
         except BaseException as error:
@@ -131,7 +117,7 @@ class MeteredAttester:
             self._families.evidence_failures.labels(reason).inc()
             raise
         finally:
-            self._families.evidence_latency.observe(self._timer() - started)
+            self._families.evidence_latency.observe(stopwatch() - started)
 
     async def answer_challenge(self, challenge: bytes) -> None:
         """Answer as the real attester does."""
