@@ -112,9 +112,6 @@ class EvidenceError(SdsError):
     """Evidence cannot be collected, parsed, verified or accepted; the reason says why.
 
     Args:
-        message: as for every error.
-        reason: as for every error.
-        advice: as for every error.
         challenge: what the attester must answer before its evidence counts; empty if nothing is
             asked of it. Such an error is a question, and no verdict on the evidence.
 

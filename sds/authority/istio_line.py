@@ -22,20 +22,16 @@ if TYPE_CHECKING:
 class IstioLine:
     """A channel and its users; made on the event loop.
 
-    Attributes:
+    Args:
         address: ``host:port`` of istiod.
         root: the roots in PEM under which its TLS must be valid.
-        channel: the connection.
+        server_name: the DNS name that its certificate must have.
+
+    Attributes:
+        channel: the connection, which is opened at the first call.
     """
 
     def __init__(self, address: str, *, root: bytes, server_name: str) -> None:
-        """Make a connection that is opened at the first call.
-
-        Args:
-            address: ``host:port`` of istiod.
-            root: the roots in PEM under which its TLS must be valid.
-            server_name: the DNS name that its certificate must have.
-        """
         self.address = address
         self.root = root
         self.channel: grpc.aio.Channel = verified_channel(
