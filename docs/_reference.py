@@ -1,4 +1,4 @@
-"""The reference, made from the code: command line, configuration, metrics, errors.
+"""The reference, made from the code: command line, configuration, metrics, errors, modules.
 
 ``python docs/_reference.py`` (`make reference`) writes it into ``docs/reference/``; a test keeps
 what is there equal to the code. Invariant: nothing here is written twice; a command, field, metric
@@ -341,6 +341,37 @@ def decisions() -> str:
     return intro + "\n".join(rows) + "\n"
 
 
+def modules() -> str:
+    """Every package and module of the program, with the first line of its docstring."""
+    lines = [
+        "# Modules",
+        "",
+        "What each module owns, in the first line of its docstring; the rest of the docstring says",
+        "which invariant it keeps. `CONTRIBUTING.md` says where common changes go.",
+        "",
+    ]
+    top = ROOT / "sds"
+    for package in sorted(path.parent for path in top.rglob("__init__.py")):
+        name = package.relative_to(ROOT).as_posix()
+        if "_proto" in package.parts:  # generated
+            continue
+        lines += [f"## `{name}/`", "", _first_line(package / "__init__.py"), ""]
+        lines += ["| module | what it owns |", "| --- | --- |"]
+        lines += [
+            f"| `{path.name}` | {_first_line(path).replace('|', chr(92) + '|')} |"
+            for path in sorted(package.glob("*.py"))
+            if path.name != "__init__.py"
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _first_line(path: Path) -> str:
+    """The first line of a module's docstring, as Markdown: ``code`` of reST becomes `code`."""
+    text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`")
+
+
 def files() -> dict[str, str]:
     """Every file of the reference, by its name in ``docs/reference``."""
     return {
@@ -354,6 +385,7 @@ def files() -> dict[str, str]:
         "cli.md": command_line(),
         "metrics.md": metrics(),
         "errors.md": errors(),
+        "modules.md": modules(),
     }
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 MOST_LINES = 450
 MEDIAN_LINES = 150
 MOST_LATE_IMPORTS = 25
-TABLE_ROW = re.compile(r"^((?:``\w+``(?:, )?)+)  ", re.MULTILINE)
-"""A row of a table of modules, in the docstring of their package."""
 REFERENCE = re.compile(r":(?:func|class|mod|meth|data|attr|exc):`~?([\w.\s]+)`")
 
 
@@ -113,18 +111,6 @@ def test_what_a_docstring_refers_to_exists() -> None:
             if not exists(target, names[here], names):
                 missing.append(f"{name}: {target}")
     assert missing == []
-
-
-@pytest.mark.no_cover
-def test_the_table_of_a_package_names_its_modules() -> None:
-    tables = {}
-    for name, tree in modules().items():
-        rows = TABLE_ROW.findall(ast.get_docstring(tree) or "")
-        if rows and name.endswith("/__init__.py"):
-            folder = name.removesuffix("__init__.py")
-            files = {path.stem for path in (need.ROOT / folder).glob("*.py")} - {"__init__"}
-            tables[folder] = files ^ set(re.findall(r"\w+", " ".join(rows)))
-    assert tables == {"sds/transport/": set()}
 
 
 @pytest.mark.no_cover
