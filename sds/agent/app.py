@@ -197,9 +197,10 @@ async def running_agent(
                 *(() if generic is None else (generic.ask,)),
             )
         )
+        # Before anybody connects to the node's socket, because this takes long if there are many.
+        of_rules = build.rule_warnings(config)
         if node is not None:
             await stack.enter_async_context(node.open(grace_seconds=drain.left))
-        of_rules = functools.cache(lambda: build.rule_warnings(config))  # they do not change
         parts = LivingParts(
             trust_domain=config.trust_domain,
             started=clock.now(),
@@ -221,7 +222,7 @@ async def running_agent(
             warnings=lambda: (
                 *(() if memory is None else memory.missing()),
                 *build.evidence_warnings(config, policy),
-                *of_rules(),
+                *of_rules,
                 *notices(),
                 *owners.memory.notices,
                 *(() if node is None else node.notices()),
