@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from envoy.service.discovery.v3 import discovery_pb2
 
 from bench.process_figures import Sample
-from sds.agent.authorizations import PolicyAuthorizations
-from sds.agent.peers import PolicyPeers
+from sds.agent.policy_authorizations import PolicyAuthorizations
+from sds.agent.policy_peers import PolicyPeers
 from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, SecretSource

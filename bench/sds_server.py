@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
-from sds.secrets.memory import SecretBytes
+from sds.secrets.key_memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid, TrustBundle
 from sds.serving import encode
 from sds.serving.calls import SDS_SERVICE

@@ -25,7 +25,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 
 from sds import threads
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 
 _PROBE_AFTER_SECONDS: Final = 20
 _PROBE_EVERY_SECONDS: Final = 5

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from sds.backoff import Backoff, Retry
 from sds.errors import SdsError
 from sds.faults import count
-from sds.outside import is_panic
+from sds.untrusted_input import is_panic
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

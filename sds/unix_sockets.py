@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sds.descriptors import refuse_passed
 from sds.errors import SocketError
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from sds.policy.trust import Epoch
 from sds.problems import Problems
 
 if TYPE_CHECKING:
-    from sds.admission.memory import Memory
+    from sds.admission.memory_file import Memory
     from sds.clock import Clock
 
 _LOG = logging.getLogger("sds.admission")

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.admission.memory import MemoryFile
+from sds.admission.memory_file import MemoryFile
 from sds.admission.policy_memory import PolicyMemory
 from sds.admission.question import MOST_HEADER, read_question
 from sds.admission.service import RuntimeAdmission
@@ -24,13 +24,13 @@ from sds.agent.directory import claimed
 from sds.errors import SdsError
 from sds.faults import report
 from sds.operations.hangup import on_hangup
-from sds.outside import words_of
-from sds.policy.copied import follow_copy
 from sds.policy.holder import PolicyHolder
+from sds.policy.policy_copy import follow_copy
 from sds.policy.reload import PolicyFiles
 from sds.printable import printable
 from sds.supervision import supervised
 from sds.unix_sockets import OURS_ALONE, listening
+from sds.untrusted_input import words_of
 from sds.workload.cri.runtime import Runtime
 
 if TYPE_CHECKING:

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.admission.judge import AdmittedSandbox, admit_container, admit_exec, admit_sandbox
-from sds.admission.memory import is_bounded
+from sds.admission.memory_file import is_bounded
 from sds.admission.question import bad_form
 from sds.errors import PolicyError, WorkloadError
 from sds.files import read_file
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 from sds.workload.cri.canonical import Surroundings, canonical, executed
 from sds.workload.cri.pods import IMAGE_DIGEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sds.admission.memory import Memory, MemoryFile
+    from sds.admission.memory_file import Memory, MemoryFile
     from sds.admission.question import Question
     from sds.admission.settings import AdmissionConfig
     from sds.clock import Clock

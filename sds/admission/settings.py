@@ -13,7 +13,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from sds.operations.settings import MetricsSection  # noqa: TC001  pydantic reads it
 from sds.policy.settings import PolicySettings  # noqa: TC001  as above
-from sds.settings.fields import AbsolutePath, PathField, Settings, TrustDomainField
+from sds.settings.field_types import AbsolutePath, PathField, Settings, TrustDomainField
 from sds.workload.cri.settings import PodContents, RuntimePlaces
 
 

@@ -20,9 +20,9 @@ from sds.agent.directory import claimed, make_directory
 from sds.agent.drain import DRAIN_SECONDS, DrainTime
 from sds.agent.health import HealthReporter
 from sds.agent.owners import Owners
-from sds.agent.snapshot import LivingParts, UnservedIdentities
 from sds.agent.socket_guard import SocketGuard
 from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
+from sds.agent.state_reader import LivingParts, UnservedIdentities
 from sds.authority.attested import AttestedAuthority
 from sds.control_group import memory_limit
 from sds.descriptors import take_all
@@ -34,7 +34,7 @@ from sds.operations.notify import STOPPING, notify, readiness_notifier
 from sds.secrets.roots_poll import roots_source
 from sds.serving.workload_api import WorkloadApi
 from sds.supervision import first_error, supervised
-from sds.workload.connected import entitlement_of
+from sds.workload.connection_caller import entitlement_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from sds.secrets.hardening import MemoryProtection
     from sds.secrets.rotation import Rotation
     from sds.secrets.store import SecretStore
-    from sds.serving.generic import GenericSecretFiles
+    from sds.serving.generic_secrets import GenericSecretFiles
     from sds.serving.service import SecretService
-    from sds.serving.tickets import SessionTickets
+    from sds.serving.session_ticket_keys import SessionTickets
 
 _LOGGER = logging.getLogger(__name__)
 _OURS_ALONE: Final = 0o077

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
-from sds.settings.fields import Count, Settings, Size
+from sds.settings.field_types import Count, Settings, Size
 from sds.transport.budget_sizes import RECOGNISED, STRANGERS, Share, Total
 
 _TOTAL: Final = Total()

@@ -25,15 +25,15 @@ from sds.errors import ConfigurationError
 from sds.federation.refresh import Federation
 from sds.secrets.rotation import Rotation
 from sds.secrets.rotation_settings import RotationSettings
-from sds.serving.generic import GenericSecretFiles
+from sds.serving.generic_secrets import GenericSecretFiles
 from sds.serving.service import SecretService, ServingOptions
-from sds.serving.tickets import SessionTickets
+from sds.serving.session_ticket_keys import SessionTickets
 from sds.workload.attestors import ATTESTORS
-from sds.workload.chosen import open_to_pods
-from sds.workload.forms import impossible_values
 from sds.workload.mapping import Matching, WorkloadRule
+from sds.workload.pod_chosen_facts import open_to_pods
+from sds.workload.selector_forms import impossible_values
 from sds.workload.service_dns_names import wildcards
-from sds.workload.shadowed import shadowed
+from sds.workload.shadowed_rules import shadowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -23,7 +23,7 @@ from sds.errors import ConfigurationError
 from sds.federation.refresh import by_trust_domain, parse_bundle_file
 from sds.operations.instruments import AgentInstruments
 from sds.secrets.store import SecretStore
-from sds.serving.generic import GenericSecretFiles
+from sds.serving.generic_secrets import GenericSecretFiles
 from sds.settings.checking import ConfigurationChecks
 from sds.workload.kubernetes.settings import api_server, kubelet_server
 

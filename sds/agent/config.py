@@ -18,7 +18,7 @@ from sds.agent.rotation_settings import RotationSection
 from sds.agent.rules import DecidedRules
 from sds.agent.socket_settings import ClientLimitsSection, SocketSection
 from sds.agent.workload_settings import SecretNamesSection, WorkloadSection
-from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.settings import AttestationSection, VerificationSection
 from sds.authority.istio_settings import IstioSettings  # noqa: TC001  pydantic reads it at run time
 from sds.authority.registry import AUTHORITIES
 from sds.authority.settings import AuthoritySection
@@ -31,7 +31,7 @@ from sds.operations.settings import (  # noqa: TC001  pydantic reads them at run
     StatusPageSection,
 )
 from sds.policy.settings import PolicySettings  # noqa: TC001  as above
-from sds.settings.fields import (
+from sds.settings.field_types import (
     Duration,
     PathField,
     Settings,

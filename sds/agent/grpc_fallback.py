@@ -7,7 +7,7 @@ tell connections apart. So this transport has no budgets of owners and no node-w
 grpc's core differs in three further points: a stream beyond ``streams_per_connection`` waits until
 another one ends, while our own transport refuses it with a text; a request that is too large is
 refused with grpc's text; and a stream that we end gets its status only if its client reads the
-pending output within :data:`sds.serving.way.QUIET_SECONDS`.
+pending output within :data:`sds.serving.call_output.QUIET_SECONDS`.
 """
 
 from __future__ import annotations

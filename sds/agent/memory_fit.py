@@ -11,7 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sds.serving.names import NameLimits
+    from sds.serving.name_budget import NameLimits
     from sds.transport.budget_sizes import Share, Total
 
 _MIB: Final = 1024 * 1024

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from sds.files import SOCKET_PATH_BYTES
-from sds.settings.fields import AbsolutePath, Duration, Settings
+from sds.settings.field_types import AbsolutePath, Duration, Settings
 from sds.workload.attestors import ATTESTORS
 from sds.workload.cri.settings import CriSettings
 from sds.workload.kubernetes.settings import KubernetesSettings

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.agent.csi import csi_driver
 from sds.supervision import supervised
-from sds.workload.ahead import AheadKeeper, AheadLimits, Foresees, MintingAhead
 from sds.workload.attestors import ATTESTORS, NodeContext, attestor_kind
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 from sds.workload.front_door import DoorLimits, FrontDoor
+from sds.workload.minting_ahead import AheadKeeper, AheadLimits, Foresees, MintingAhead
 from sds.workload.proc import pod_roots
 from sds.workload.recognition import Recogniser, Timing
 from sds.workload.socket_name import NODE_WIDE

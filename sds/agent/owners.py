@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sds.agent.memory_fit import MemoryFit
 from sds.errors import WorkloadError
-from sds.operations.collector import collect_when_quiet
+from sds.operations.garbage_collection import collect_when_quiet
 from sds.transport.accepting import user_of
 from sds.transport.budget import Budgets
 from sds.transport.budget_sizes import STRANGERS

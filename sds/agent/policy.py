@@ -15,16 +15,16 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sds.agent.authorizations import PolicyAuthorizations
-from sds.agent.peers import PolicyPeers
+from sds.agent.policy_authorizations import PolicyAuthorizations
+from sds.agent.policy_peers import PolicyPeers
 from sds.agent.rules import DecidedRules
 from sds.errors import SdsError
 from sds.faults import report
 from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource
 from sds.pki import certificates_from_pem
-from sds.policy.copied import PolicyCopy
 from sds.policy.holder import PolicyHolder
+from sds.policy.policy_copy import PolicyCopy
 from sds.policy.reload import PolicyFiles
 from sds.policy.verification import PolicyVerifier, Role
 from sds.supervision import supervised

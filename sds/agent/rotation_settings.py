@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from pydantic import Field
 
-from sds.settings.fields import Duration, Settings
+from sds.settings.field_types import Duration, Settings
 
 
 class RotationSection(Settings):

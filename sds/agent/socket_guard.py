@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Final
 from sds.agent.directory import make_directory
 from sds.errors import SocketError
 from sds.files import is_taken
-from sds.outside import words_of
 from sds.unix_sockets import (
     SocketFile,
     clear_directory,
@@ -34,6 +33,7 @@ from sds.unix_sockets import (
     file_at,
     remove_at_end,
 )
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from sds.serving.limits import ServingLimits
-from sds.settings.fields import MOST, Count, Settings, Size
+from sds.settings.field_types import MOST, Count, Settings, Size
 
 _MODE: Final = re.compile(r"0[0-7]{3}", re.ASCII)
 _LIMITS: Final = ServingLimits()

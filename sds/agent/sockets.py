@@ -20,7 +20,7 @@ from sds.serving.server import AnyServer, add_health, add_reflection, make_serve
 from sds.serving.workload_api import SERVICE as WORKLOAD_API_SERVICE
 from sds.unix_sockets import OURS_ALONE, SocketFile, listening, remove_at_end
 from sds.workload import whoami
-from sds.workload.connected import OwnSocket, entitlement_of
+from sds.workload.connection_caller import OwnSocket, entitlement_of
 from sds.workload.entitlement import Caller, Entitlement, Selector
 
 if TYPE_CHECKING:

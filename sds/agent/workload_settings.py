@@ -12,8 +12,8 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 
 from sds.identity import Identity, KeyType
-from sds.serving.catalog import Aliases
-from sds.settings.fields import (
+from sds.serving.secret_catalog import Aliases
+from sds.settings.field_types import (
     CertificateDnsName,
     Duration,
     PathField,

@@ -16,11 +16,11 @@ import os
 from typing import TYPE_CHECKING
 
 from sds.attestation.azure.blob import azure_kind
+from sds.attestation.collateral.followed_files import FollowedFiles, Places
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.exchange_key.events import key_digest
 from sds.attestation.exchange_key.holding import KeyedAttester, hold_key
 from sds.attestation.exchange_key.register import MeasurementRegister
-from sds.attestation.files import FollowedFiles, Places
 from sds.attestation.kind import Demands
 from sds.attestation.pem import der_certificates
 from sds.attestation.registry import KINDS, kind_module
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
+    from sds.attestation.collateral.age import CollateralFile
+    from sds.attestation.collateral.refreshing import CollateralRefresher
     from sds.attestation.evidence import Attester, Verifier
     from sds.attestation.exchange_key.holding import Register
-    from sds.attestation.keeper import CollateralKeeper
     from sds.attestation.reference_values import ReferenceValues
-    from sds.attestation.section import (
+    from sds.attestation.settings import (
         AttestationSection,
         ExchangeKeySection,
         VerificationSection,
     )
-    from sds.attestation.standing import CollateralFile
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
@@ -168,18 +168,18 @@ def _keeper(
     *,
     clock: Clock,
     missed: Callable[[], bool],
-) -> CollateralKeeper | None:
+) -> CollateralRefresher | None:
     fetch, folder = section.fetch, section.collateral
     if fetch is None or folder is None:
         return None
     # This loads an HTTP client, so only a process that fetches imports it.
-    from sds.attestation.fetching import (  # noqa: PLC0415  see the module
+    from sds.attestation.collateral.fetching import (  # noqa: PLC0415  see the module
         INTEL_ROOT_LIST,
         PCS,
         Fetcher,
         Wanted,
     )
-    from sds.attestation.keeper import CollateralKeeper  # noqa: PLC0415  see the module
+    from sds.attestation.collateral.refreshing import CollateralRefresher  # noqa: PLC0415  see the module
 
     pcs = fetch.pcs.rstrip("/")
     wanted = Wanted(
@@ -193,7 +193,7 @@ def _keeper(
         kds=fetch.kds.rstrip("/"),
         roots=roots,
     )
-    return CollateralKeeper(Fetcher(wanted, clock=clock), folder, clock=clock, missed=missed)
+    return CollateralRefresher(Fetcher(wanted, clock=clock), folder, clock=clock, missed=missed)
 
 
 def make_attester(section: AttestationSection) -> Attester | None:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds.attestation.checks import Verdict
+    from sds.attestation.collateral.followed_files import InForce
     from sds.attestation.evidence import Attester, Evidence, ReportData
-    from sds.attestation.files import InForce
     from sds.attestation.reference_values import ReferenceValues
-    from sds.attestation.section import AttestationSection
+    from sds.attestation.settings import AttestationSection
 
 
 class Examiner(Verifier, Protocol):

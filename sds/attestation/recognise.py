@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from sds.attestation.evidence import EvidenceKind
-from sds.attestation.foreign import (
+from sds.attestation.other_formats import (
     HCL_MAGIC,
     HclBlob,
     describe_sgx_quote,

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, JsonValue, StrictBool, StrictInt, model_
 
 from sds.attestation.registry import KINDS
 from sds.attestation.snp.report import Product
-from sds.settings.fields import Written
+from sds.settings.field_types import Written
 
 Hex48 = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]

@@ -31,11 +31,11 @@ from sds import threads
 from sds.errors import AuthorityUnavailableError, CertificateError, ConfigurationError
 from sds.exchange.wire import SERVICE
 from sds.faults import guarded
-from sds.outside import words_of
 from sds.pki import certificate_pem, load_certificate, spki_sha256, supported_key
 from sds.reasons.authority import NO_ANSWER
 from sds.settings.https_url import check_host
 from sds.settings.listen import host_and_port
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -34,9 +34,9 @@ from sds.errors import (
 )
 from sds.faults import report
 from sds.files import read_file
-from sds.outside import words_of
 from sds.pki import MAX_ROOTS
 from sds.supervision import is_cancelled
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

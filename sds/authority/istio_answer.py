@@ -25,12 +25,12 @@ from sds.errors import (
     CertificateError,
 )
 from sds.exchange.item import IssuedChain
-from sds.outside import reading
 from sds.pki import certificate_der, certificates_from_pem, load_certificate
 from sds.pki.chain import MAX_CHAIN
 from sds.pki.constraints import extension
 from sds.pki.path import MAX_CANDIDATES, sorted_path
 from sds.pki.pem import MAX_BLOCKS
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from sds.authority.istio_token import TokenProblem

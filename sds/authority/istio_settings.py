@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sds.settings.fields import Duration, PathField, ServerName, Settings
+from sds.settings.field_types import Duration, PathField, ServerName, Settings
 
 
 class IstioSettings(Settings):

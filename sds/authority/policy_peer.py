@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from sds.errors import AuthorityAnswerError, PolicyNotInForceError
-from sds.policy.standing import NO_POLICY_DIGEST
+from sds.policy.peer_comparison import NO_POLICY_DIGEST
 
 
 class PolicyPeer(Protocol):

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.errors import CertificateError, ConfigurationError
-from sds.outside import words_of
 from sds.pki import certificates_from_pem, load_certificate
 from sds.problems import Problems
 from sds.settings.yamlfile import read
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from pydantic import Field
 from sds.authority.attested import AuthoritySettings
 from sds.authority.channel import AttestedTls, VerifiedTls, split_address
 from sds.authority.root_file import RootFile
-from sds.settings.fields import DnsNameField, Duration, PathField, Settings
+from sds.settings.field_types import DnsNameField, Duration, PathField, Settings
 
 
 class VerifiedTlsSection(Settings):

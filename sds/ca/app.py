@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2_grpc
 from sds.ca.connections import Connections
 from sds.ca.health import AuthorityHealth, tell_health
 from sds.ca.listening import open_listeners
-from sds.ca.proof import Prover
+from sds.ca.own_evidence import Prover
 from sds.ca.registration import RegistrationAuthority
 from sds.ca.server import ExchangeLimits, ExchangeService, handler
 from sds.ca.signers import SigningState, follow_roots, keep_signing, roots_teller

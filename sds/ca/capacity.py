@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sds.control_group import memory_limit
-from sds.operations.places import most_connections
+from sds.operations.listener_places import most_connections
 
 if TYPE_CHECKING:
     from sds.ca.config import AuthorityConfig

@@ -10,12 +10,12 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from sds.attestation.fetching import asker
-from sds.attestation.shelf import CollateralShelf
-from sds.ca.unproven import owner_of_address, plain_address
+from sds.attestation.collateral.fetching import asker
+from sds.attestation.collateral.publishing import PublishedCollateral
+from sds.ca.unproven_streams import owner_of_address, plain_address
 from sds.errors import ConfigurationError
-from sds.operations.http import HttpAnswer, HttpHandler, HttpRequest, listening
-from sds.operations.places import Patience
+from sds.operations.http_listener import HttpAnswer, HttpHandler, HttpRequest, listening
+from sds.operations.listener_places import Patience
 from sds.supervision import supervised
 from sds.transport.budget_sizes import Share
 
@@ -37,7 +37,7 @@ _PATIENCE: Final = Patience(answers=16, grace=0.5)
 class _Everything(Mapping[str, HttpHandler]):
     """One handler for every path, of which it may know some."""
 
-    def __init__(self, shelf: CollateralShelf) -> None:
+    def __init__(self, shelf: PublishedCollateral) -> None:
         self._shelf = shelf
 
     def __getitem__(self, path: str) -> HttpHandler:
@@ -63,7 +63,7 @@ class _Everything(Mapping[str, HttpHandler]):
 
 def collateral_shelf(
     section: CollateralSection, verification: Verification, clock: Clock
-) -> CollateralShelf:
+) -> PublishedCollateral:
     """Make the shelf that is served: the files in force, and VCEKs that are fetched once.
 
     Raises:
@@ -75,7 +75,7 @@ def collateral_shelf(
             "collateral: this authority fetches none, so it has none to serve",
             advice="set verification.collateral and verification.fetch",
         )
-    return CollateralShelf(
+    return PublishedCollateral(
         lambda: verification.files.current,
         asker(fetch.kds.rstrip("/"), clock),
         folder / "vcek",

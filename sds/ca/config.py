@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.settings import AttestationSection, VerificationSection
 from sds.authority.settings import AuthoritySection  # noqa: TC001  pydantic reads it at run time
 from sds.ca.issuance import ConfiguredIssuance
 from sds.ca.kubernetes import KubernetesSection  # noqa: TC001  pydantic reads it at run time
@@ -19,12 +19,12 @@ from sds.ca.longest_lifetime import longest_lifetime
 from sds.ca.server import ExchangeLimits
 from sds.identity import KeyType
 from sds.operations.settings import HealthSection, ListenSection, MetricsSection
-from sds.policy.fields import Measurement  # noqa: TC001  as above
+from sds.policy.rule_fields import Measurement  # noqa: TC001  as above
 from sds.policy.ruleset import AuthorityGrant, Grant, NodeGroup, RuleLimits, RuleSet
 from sds.policy.settings import PolicySettings  # noqa: TC001  pydantic reads it at run time
 from sds.rules.duration import format_duration
 from sds.rules.pattern import format_spiffe_pattern
-from sds.settings.fields import (
+from sds.settings.field_types import (
     MOST,
     CertificateDnsName,
     Count,

@@ -2,11 +2,11 @@
 
 Owns every accepted connection from accept to its end. Invariants: at most ``most`` are open; of
 these, at most half are strangers' (nothing was proven on that connection), and fewer if agents need
-the room; if there are more, some strangers end at once (:mod:`sds.ca.strangers`); a connection on
-which evidence was accepted ends for room only if its machine has more than an eighth of them and
-few are left (:mod:`sds.ca.machine_shares`); it is known by itself and not by its address,
-which many agents may share; it has its own turns and budget, and all strangers together share one
-set of these, from which no address can keep the others out.
+the room; if there are more, some strangers end at once (:mod:`sds.ca.stranger_connections`); a
+connection on which evidence was accepted ends for room only if its machine has more than an eighth
+of them and few are left (:mod:`sds.ca.machine_shares`); it is known by itself and not by its
+address, which many agents may share; it has its own turns and budget, and all strangers together
+share one set of these, from which no address can keep the others out.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Final
 from sds.ca.listening import peer_name
 from sds.ca.machine_shares import MachineShares
 from sds.ca.stranger_calls import StrangerCalls
-from sds.ca.strangers import Stage, Strangers, strangers_room
-from sds.ca.unproven import owner_of
+from sds.ca.stranger_connections import Stage, Strangers, strangers_room
+from sds.ca.unproven_streams import owner_of
 from sds.transport.budget import Budgets
 from sds.transport.budget_sizes import Share, Total
 from sds.transport.connected_socket import ended_sending
 from sds.transport.events import ConnectionLimits
-from sds.transport.served import ServedConnection
+from sds.transport.served_connection import ServedConnection
 from sds.transport.server import Server, ServerLimits
 from sds.transport.tls_socket import TlsEndpoints
 

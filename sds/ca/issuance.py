@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from sds.policy.decision import Decisions
-from sds.policy.standing import NO_POLICY_DIGEST
+from sds.policy.peer_comparison import NO_POLICY_DIGEST
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -29,7 +29,7 @@ from sds.identity import SpiffeId
 from sds.policy.nodes import Permit, RequestedCertificate
 from sds.rules.pattern import dns_parts, parse_dns_pattern
 from sds.rules.template import check_result, check_template, fill
-from sds.settings.fields import Duration, PathField, Settings
+from sds.settings.field_types import Duration, PathField, Settings
 from sds.settings.yamlfile import read
 from sds.supervision import supervised
 from sds.workload.kubernetes.scheduled import PODS_PATH, ScheduledPods

@@ -17,7 +17,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from sds import threads
-from sds.ca.unproven import plain_address
+from sds.ca.unproven_streams import plain_address
 from sds.errors import ConfigurationError
 from sds.settings.listen import host_and_port
 

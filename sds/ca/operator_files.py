@@ -17,7 +17,6 @@ from sds import threads
 from sds.ca.issuer import authority_name, authority_request, make_signer
 from sds.errors import CertificateError, RefusedError, SdsError
 from sds.files import read_file, replace_file
-from sds.outside import words_of
 from sds.pki import (
     certificate_der,
     certificates_from_pem,
@@ -28,6 +27,7 @@ from sds.pki import (
     verify_authority_chain,
 )
 from sds.pki.path import sorted_path
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from pathlib import Path

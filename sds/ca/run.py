@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sds.attestation.build import Verification, keyed, make_attester
 from sds.attestation.kubernetes.token import TokenAttester
-from sds.attestation.section import VerificationSection
+from sds.attestation.settings import VerificationSection
 from sds.attestation.verifier import EvidenceVerifier
 from sds.backoff import QUICK, Retry
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
@@ -23,11 +23,11 @@ from sds.ca.capacity import connections_of
 from sds.ca.config import AuthorityConfig, OperatorSection, UpstreamSection
 from sds.ca.journal import Journal
 from sds.ca.kubernetes import check_kubernetes, kubernetes_tokens
-from sds.ca.observe import AuthorityObserver, SilentObserver
+from sds.ca.observer import AuthorityObserver, SilentObserver
 from sds.ca.oversights import oversights
 from sds.ca.signed_policy import SignedIssuancePolicy
+from sds.ca.signer_source import signer_source, upstream_client, upstream_verification
 from sds.ca.signers import HOPELESS_SIGNER
-from sds.ca.sources import signer_source, upstream_client, upstream_verification
 from sds.ca.tls import ServerTls, self_signed_tls
 from sds.ca.tls_files import FollowedTls
 from sds.clock import Clock, SystemClock

@@ -3,10 +3,10 @@
 Owns streams, their time limits and the order of checks. Invariants: nothing is issued before the
 nonce, the policy, the evidence and the item passed their checks, in this order; a request of a
 valid size uses up its nonce, whatever the result; a stream that has proven nothing lives
-``hello_seconds``, is the first to make room, is read only in its turn (:mod:`sds.ca.unproven`) and
-may send few messages; one machine cannot take every stream (:mod:`sds.ca.machine_shares`); no
-stream can hold up another one (a large batch yields to the loop, a slow
-reader waits alone); a fault while one message is answered ends only that stream.
+``hello_seconds``, is the first to make room, is read only in its turn
+(:mod:`sds.ca.unproven_streams`) and may send few messages; one machine cannot take every stream
+(:mod:`sds.ca.machine_shares`); no stream can hold up another one (a large batch yields to the loop,
+a slow reader waits alone); a fault while one message is answered ends only that stream.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import grpc
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca.issuing_turns import IssuingTurns
 from sds.ca.machine_shares import MachineShares, machine_of
-from sds.ca.observe import TimedContext
+from sds.ca.observer import TimedContext
 from sds.ca.registration import Accepted, AttestedPeer, RegistrationAuthority
-from sds.ca.unproven import Crowd, ReadingTurns
+from sds.ca.unproven_streams import Crowd, ReadingTurns
 from sds.clock import stopwatch
 from sds.errors import CallEndedError, RefusedError, SdsError
 from sds.exchange import wire
 from sds.faults import report
-from sds.outside import ends_one_thing
+from sds.untrusted_input import ends_one_thing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from sds.attestation.evidence import Claims
-    from sds.ca.proof import Prover
+    from sds.ca.own_evidence import Prover
     from sds.clock import Clock
     from sds.exchange.challenge import AuthorityStatement, NonceTable, StreamNonces
     from sds.transport.call import Call

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sds.errors import PolicyError, RefusedError
-from sds.policy.standing import Standing, standing
+from sds.policy.peer_comparison import Standing, standing
 from sds.policy.trust import Epoch
 
 if TYPE_CHECKING:

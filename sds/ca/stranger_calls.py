@@ -13,7 +13,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sds.ca.unproven import Crowd
+from sds.ca.unproven_streams import Crowd
 from sds.exchange.wire import EXCHANGE
 from sds.faults import guarded
 from sds.transport.call import AbortedError

@@ -25,7 +25,7 @@ from sds.errors import (
     without_frames,
 )
 from sds.files import read_file
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -25,11 +25,11 @@ from sds.commands.daemon_options import CHECK_CONFIG, log_options
 from sds.commands.options import NamedPath
 from sds.faults import watch_loop
 from sds.operations import logs
-from sds.operations.collector import only_when_told
 from sds.operations.configuration_file import ConfigurationFile
+from sds.operations.garbage_collection import only_when_told
 from sds.secrets.allocator import is_wanted, use_wiping_allocator
 from sds.secrets.hardening import harden
-from sds.secrets.heap import give_back
+from sds.secrets.heap_trim import give_back
 from sds.settings import yamlfile
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sds.attestation.fetching import INTEL_ROOT_LIST, KDS, PCS, Fetcher, Wanted
+from sds.attestation.collateral.fetching import INTEL_ROOT_LIST, KDS, PCS, Fetcher, Wanted
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.report import Product
 from sds.clock import SystemClock

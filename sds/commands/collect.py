@@ -17,13 +17,13 @@ import click
 from sds.attestation.build import make_attester
 from sds.attestation.evidence import REPORT_DATA_BYTES, ReportData
 from sds.attestation.registry import KINDS
-from sds.attestation.section import AttestationSection
+from sds.attestation.settings import AttestationSection
 from sds.commands.options import NamedPath, refuse_idle
 from sds.errors import ConfigurationError
 from sds.files import check_replaceable, replace_file
 from sds.pki import certificate_pem
 from sds.settings import yamlfile
-from sds.settings.fields import Settings
+from sds.settings.field_types import Settings
 
 if TYPE_CHECKING:
     from sds.attestation.evidence import Attester, Evidence

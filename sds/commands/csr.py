@@ -14,7 +14,7 @@ from sds.attestation.csr import AttestedCsr, make_attested_csr, parse_attested_c
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.section import VerificationSection
+from sds.attestation.settings import VerificationSection
 from sds.clock import SystemClock
 from sds.commands.collect import attester_of, write_output
 from sds.commands.options import MOMENT, SPIFFE_ID, NamedPath, output, refuse_idle

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sds.attestation.checks import Checks, Verdict
+from sds.attestation.collateral.followed_files import Places, examined_files
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.attestation.files import Places, examined_files
 from sds.attestation.kind import Demands
 from sds.attestation.pem import der_certificates
 from sds.attestation.recognise import describe, kind_of

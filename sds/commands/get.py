@@ -14,15 +14,15 @@ import yaml
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
-from sds.commands.dialled import A_WORKLOADS, CHANNEL_OPTIONS, dialled, other_socket
+from sds.commands.agent_socket import A_WORKLOADS, CHANNEL_OPTIONS, dialled, other_socket
 from sds.commands.options import output
 from sds.errors import SdsError, SocketError
-from sds.outside import reading
 from sds.printable import printable
-from sds.serving.describe import describe, describe_extension, private_key, remaining
+from sds.serving.secret_description import describe, describe_extension, private_key, remaining
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
-    from sds.serving.describe import Description
+    from sds.serving.secret_description import Description
 
 _FETCH: Final = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
 _FETCH_EXTENSION: Final = (

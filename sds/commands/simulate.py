@@ -16,7 +16,7 @@ from sds.attestation.snp.simulated import SIMULATED_MEASUREMENT
 from sds.commands.options import NamedPath
 from sds.demo.simulation import configuration_of, manufacturer, overlaid, separated
 from sds.errors import ConfigurationError
-from sds.settings.fields import parse_hex
+from sds.settings.field_types import parse_hex
 
 _MEASUREMENT_BYTES = 48
 

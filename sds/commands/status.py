@@ -27,9 +27,9 @@ from rich.text import Text
 
 from sds._proto.sds.agent.v1 import agent_pb2
 from sds.agent.admin import SERVICE
-from sds.commands.dialled import CHANNEL_OPTIONS, dialled, other_socket
+from sds.commands.agent_socket import CHANNEL_OPTIONS, dialled, other_socket
+from sds.commands.json_output import plain
 from sds.commands.options import NamedPath, output
-from sds.commands.plain import plain
 from sds.errors import ConfigurationError, SocketError
 from sds.printable import printable
 

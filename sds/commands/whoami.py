@@ -10,9 +10,9 @@ import click
 import grpc
 
 from sds._proto.sds.workload.v1 import whoami_pb2
-from sds.commands.dialled import A_WORKLOADS, CHANNEL_OPTIONS, dialled, other_socket
+from sds.commands.agent_socket import A_WORKLOADS, CHANNEL_OPTIONS, dialled, other_socket
+from sds.commands.json_output import plain
 from sds.commands.options import output
-from sds.commands.plain import plain
 from sds.errors import SocketError, WorkloadError
 from sds.printable import printable
 

@@ -29,9 +29,9 @@ from sds.attestation.snp.simulated import SimulatedRoot
 from sds.demo.node import private_directory, writing
 from sds.errors import ConfigurationError
 from sds.files import replace_file
-from sds.outside import reading
 from sds.pki import certificate_pem
 from sds.settings import yamlfile
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

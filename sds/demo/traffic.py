@@ -17,7 +17,7 @@ from cryptography import x509
 
 from sds.demo.ledger import PeerCertificate
 from sds.errors import RequestFailedError
-from sds.outside import reading, words_of
+from sds.untrusted_input import reading, words_of
 
 if TYPE_CHECKING:
     from sds.demo.ledger import RotationLedger

@@ -27,7 +27,7 @@ from sds.errors import (
     SdsError,
 )
 from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement
-from sds.exchange.shape import RESPONSE, check_shape
+from sds.exchange.message_bounds import RESPONSE, check_shape
 
 EXCHANGE: Final = "/sds.ca.v1.CertificateAuthority/Exchange"
 SERVICE: Final = "sds.ca.v1.CertificateAuthority"

@@ -20,8 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from sds.errors import BundleError, CertificateError
-from sds.outside import reading
 from sds.pki import MAX_BUNDLE_BYTES, MAX_ROOTS, certificates_from_pem, is_self_signed, read_root
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -26,10 +26,10 @@ from sds.clock import SystemClock
 from sds.errors import BundleError, ConfigurationError
 from sds.federation.document import MAX_DOCUMENT_BYTES
 from sds.files import read_file
-from sds.outside import reading, words_of
 from sds.pki import certificate_pem
 from sds.pki.constraints import extension
 from sds.settings.https_url import check_https_url
+from sds.untrusted_input import reading, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

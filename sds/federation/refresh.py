@@ -20,9 +20,9 @@ from sds.errors import BundleError, ConfigurationError, SdsError
 from sds.faults import report
 from sds.federation import document, endpoint
 from sds.files import read_file
-from sds.outside import ends_one_thing, words_of
 from sds.problems import Problems
 from sds.threads import alone
+from sds.untrusted_input import ends_one_thing, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

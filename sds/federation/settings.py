@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from sds.errors import ConfigurationError
 from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource
-from sds.settings.fields import Duration, PathField, Settings, SpiffeIdField, TrustDomainField
+from sds.settings.field_types import Duration, PathField, Settings, SpiffeIdField, TrustDomainField
 from sds.settings.listen import ListenAddress
 
 

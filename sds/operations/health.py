@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from sds.operations.http import HttpAnswer, HttpRequest, listening
+from sds.operations.http_listener import HttpAnswer, HttpRequest, listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from sds.secrets.identity_status import IdentityStatus
     from sds.serving.service import SecretService
     from sds.transport.budget import Budgets
-    from sds.workload.ahead import MintingAhead
+    from sds.workload.minting_ahead import MintingAhead
 
 _KEPT_ERRORS: Final = 50
 BUNDLE_REASONS: Final = tuple(reason for reason in SERVING if reason.startswith("bundle"))

@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from sds.federation.serve import bundle_documents
-from sds.operations.http import HttpAnswer, HttpRequest, listening
+from sds.operations.http_listener import HttpAnswer, HttpRequest, listening
 from sds.operations.metrics.exposition import handler as metrics_handler
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds import service_manager
 from sds.faults import guarded
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

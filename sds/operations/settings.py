@@ -12,7 +12,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from sds.errors import ConfigurationError
-from sds.settings.fields import Settings
+from sds.settings.field_types import Settings
 from sds.settings.listen import SHOWS_IDENTITIES, ListenAddress
 
 

@@ -23,10 +23,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sds.errors import CertificateError, IdentityError
 from sds.identity import SpiffeId
-from sds.outside import reading
 from sds.pki.constraints import check_name_constraints, extension
 from sds.pki.encoding import certificate_der
 from sds.pki.keys import PublicKey, spki_sha256
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds.errors import CertificateError
-from sds.outside import reading
 from sds.pki.pem import CERTIFICATE, pem_blocks
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

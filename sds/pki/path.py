@@ -14,8 +14,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from sds.errors import CertificateError
-from sds.outside import reading
 from sds.pki.constraints import extension
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,10 +18,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from sds.errors import CertificateError
-from sds.outside import reading
 from sds.pki.chain import REMEMBERED_BYTES, load_certificate
 from sds.pki.constraints import extension
 from sds.pki.portable import unportable
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -20,7 +20,7 @@ from sds.policy.decision import Decisions
 from sds.policy.nodes import RequestedCertificate
 from sds.policy.normal_path import normalized_path
 from sds.policy.requests import Request
-from sds.settings.fields import Duration, SpiffeIdField, Written
+from sds.settings.field_types import Duration, SpiffeIdField, Written
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 from sds.workload.mapping import SelectorType  # noqa: TC001  as above

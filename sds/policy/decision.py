@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 from sds.errors import IdentityError
 from sds.identity import SpiffeId
 from sds.policy.allow import AllowTable, Terms, shortest
-from sds.policy.callers import WorkloadTable
 from sds.policy.nodes import NodeTable, Permit, RequestedCertificate
 from sds.policy.requests import Request, matches_any
+from sds.policy.workload_table import WorkloadTable
 from sds.rules.glob import Glob
 from sds.rules.pattern import spiffe_parts
 from sds.workload.mapping import Decision, Defaults

@@ -18,8 +18,8 @@ from sds.attestation.kind import require_usable
 from sds.attestation.reference_values import ReferenceValues  # noqa: TC001  pydantic reads it
 from sds.errors import ConfigurationError, EvidenceError
 from sds.policy.federated import FederatedDomain  # noqa: TC001  as above
-from sds.policy.fields import Moment, Name, PolicyModel
 from sds.policy.keys import verification_key
+from sds.policy.rule_fields import Moment, Name, PolicyModel
 from sds.policy.ruleset import RuleSet, no_repeats
 from sds.policy.threshold import TrustedKeys
 from sds.workload.cri.settings import PodContents  # noqa: TC001  as above

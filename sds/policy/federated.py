@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from sds.errors import CertificateError
 from sds.pki import certificates_from_pem
-from sds.policy.fields import PolicyModel
-from sds.settings.fields import SpiffeIdField, TrustDomainField  # noqa: TC001  pydantic reads them
+from sds.policy.rule_fields import PolicyModel
+from sds.settings.field_types import SpiffeIdField, TrustDomainField  # noqa: TC001  pydantic reads them
 from sds.settings.https_url import check_https_url
 
 

@@ -20,7 +20,7 @@ from sds.faults import report
 from sds.listeners import Listeners
 from sds.policy.difference import differences
 from sds.policy.envelope import parse_envelope
-from sds.policy.standing import NO_POLICY_DIGEST
+from sds.policy.peer_comparison import NO_POLICY_DIGEST
 from sds.policy.succession import MOST_OFFERED_BYTES, OfferOutcome, PolicySuccession, offer, split
 from sds.policy.yaml_document import parse_payload
 

@@ -13,8 +13,8 @@ from sds.policy.lint_attestation import evidence_warnings, guest_errors, guest_w
 from sds.policy.lint_idle import idle
 from sds.rules.glob import Glob, GlobIndex
 from sds.rules.pattern import format_spiffe_pattern
-from sds.workload.chosen import names_pods, open_to_pods
-from sds.workload.forms import impossible_values
+from sds.workload.pod_chosen_facts import names_pods, open_to_pods
+from sds.workload.selector_forms import impossible_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,8 +16,8 @@ from sds.attestation.reference_values import PLACEHOLDERS
 from sds.errors import IdentityError
 from sds.rules.pattern import parse_spiffe_pattern
 from sds.rules.template import template_fields
-from sds.workload.chosen import CHOSEN
 from sds.workload.mapping import selector_of_field
+from sds.workload.pod_chosen_facts import CHOSEN
 from sds.workload.service_dns_names import wildcards
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from sds.attestation.evidence import EvidenceKind
 from sds.policy.lint_attestation import names_of
 from sds.rules.pattern import format_spiffe_pattern
 from sds.workload.mapping import Matching
-from sds.workload.shadowed import shadowed
+from sds.workload.shadowed_rules import shadowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

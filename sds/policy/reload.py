@@ -19,7 +19,7 @@ from sds import threads
 from sds.errors import ConfigurationError, PolicyError
 from sds.files import is_folder
 from sds.policy.envelope import MAX_SIGNED_BYTES
-from sds.policy.files import read_signed
+from sds.policy.offered_files import read_signed
 from sds.policy.succession import OfferOutcome
 from sds.problems import Problems
 from sds.settings.watching import watch_folder

@@ -16,7 +16,8 @@ from pydantic import Field, StrictBool, StrictInt, model_validator
 
 from sds.attestation.evidence import EvidenceKind  # noqa: TC001  pydantic reads annotations
 from sds.identity import KeyType
-from sds.policy.fields import (
+from sds.policy.requests import RequestPattern
+from sds.policy.rule_fields import (
     HostPattern,
     Measurement,
     Method,
@@ -26,10 +27,9 @@ from sds.policy.fields import (
     PolicyModel,
     Port,
 )
-from sds.policy.requests import RequestPattern
 from sds.rules.glob import Glob  # noqa: TC001  as above
 from sds.rules.pattern import format_spiffe_pattern
-from sds.settings.fields import (  # noqa: TC001  as above
+from sds.settings.field_types import (  # noqa: TC001  as above
     DnsPattern,
     Duration,
     TrustDomainField,

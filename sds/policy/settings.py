@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, StrictInt, model_validat
 
 from sds.errors import ConfigurationError
 from sds.files import is_folder
-from sds.settings.fields import PathField, Written
+from sds.settings.field_types import PathField, Written
 from sds.settings.paths import parse_path
 
 if TYPE_CHECKING:

@@ -29,13 +29,13 @@ from sds.errors import (
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.faults import report
 from sds.identity import KeyType
-from sds.outside import words_of
 from sds.pki import generate_private_key, make_csr, private_key_pem, verify_svid_chain
 from sds.reasons.authority import NO_ANSWER
 from sds.secrets import schedule
-from sds.secrets.memory import SecretBytes, wipe
+from sds.secrets.key_memory import SecretBytes, wipe
 from sds.secrets.schedule import Urgency
 from sds.supervision import is_cancelled, supervised
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

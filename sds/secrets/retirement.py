@@ -2,7 +2,7 @@
 
 Owns the keys between the moment at which they are replaced and the moment at which they are wiped.
 Invariant: :data:`RELEASE_SECONDS` after it retired, a key's pages are overwritten, whatever clients
-do (decision 0402; copies in output that nobody reads: :mod:`sds.serving.unsent`).
+do (decision 0402; copies in output that nobody reads: :mod:`sds.serving.unsent_secrets`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from sds.clock import Instant
-    from sds.secrets.memory import SecretBytes
+    from sds.secrets.key_memory import SecretBytes
     from sds.secrets.store import Svid
 
 RELEASE_SECONDS: Final = 10.0

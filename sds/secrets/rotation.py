@@ -43,7 +43,7 @@ from sds.secrets.held_identity import HeldIdentity
 from sds.secrets.identity_status import Condition, IdentityStatus, reason_of
 from sds.secrets.issuance_queue import Credentials, IssuanceQueue, NoCredentials
 from sds.secrets.retirement import RetiredKeys
-from sds.secrets.roots import RootRollover
+from sds.secrets.root_rollover import RootRollover
 from sds.secrets.roots_poll import poll_roots, roots_source
 from sds.secrets.rotation_settings import RotationSettings
 from sds.secrets.schedule import Ask, Lease, State, Urgency, Wait, Withdraw

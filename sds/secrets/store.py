@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, NewType
 
 from sds.identity import Identity, TrustDomain
 from sds.listeners import Listeners
-from sds.secrets.books import SubscriptionBooks
+from sds.secrets.subscription_books import SubscriptionBooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
     from datetime import datetime
 
-    from sds.secrets.memory import SecretBytes
+    from sds.secrets.key_memory import SecretBytes
 
 Version = NewType("Version", str)
 SubscriptionId = NewType("SubscriptionId", int)

@@ -21,13 +21,13 @@ from sds.errors import (
     WorkloadError,
     without_frames,
 )
+from sds.serving.answer_memory import AnswerMemory
+from sds.serving.call_output import call_output_of
 from sds.serving.conversation import response_version
 from sds.serving.encode import SECRET_TYPE, sotw_response
-from sds.serving.held import Held
 from sds.serving.observer import Event, Method
 from sds.serving.rbac import EXTENSION_TYPE
 from sds.serving.slices import Pace
-from sds.serving.way import way_of
 from sds.serving.wire import discovery_request, small_discovery_request
 from sds.transport.call import Call
 
@@ -173,7 +173,7 @@ class SocketCalls:
         entitlement = await self._admit(context)
         service.observer.count(Event.REQUEST, method)
         limit = service.options.limits.names_per_stream
-        pace = Pace(way_of(context))
+        pace = Pace(call_output_of(context))
         parsed = small_discovery_request(request, max_names=limit)
         if parsed is None:
             parsed = await pace.run(discovery_request(request, max_names=limit))
@@ -184,7 +184,7 @@ class SocketCalls:
                 reason="wrong_type_url",
             )
         strong = parsed.node is not None and parsed.node.wants_spiffe_validator
-        with Held(context, advice="ask for fewer resources at once") as held:
+        with AnswerMemory(context, advice="ask for fewer resources at once") as held:
             answer = await pace.run(
                 service.answer(entitlement, type_url, parsed.request, strong=strong, held=held)
             )
@@ -209,18 +209,18 @@ class SocketCalls:
         self, method: Method, requests: AsyncIterator[bytes], context: _Context
     ) -> None:
         service = self._service
-        peer, way = context.peer(), way_of(context)
+        peer, output = context.peer(), call_output_of(context)
         entitlement = await self._admit(context)
         # grpc gives all connections of a socket the same name, and limits the streams of each
         # itself.
         connection, owner = "", f"workload {entitlement.current.name}"
-        if isinstance(way, Call):
-            connection, owner = peer, way.owner.name
+        if isinstance(output, Call):
+            connection, owner = peer, output.owner.name
         self._count_in(connection)
-        stream = service.open_stream(entitlement, method, way, peer=peer, owner=owner)
+        stream = service.open_stream(entitlement, method, output, peer=peer, owner=owner)
         now = asyncio.get_running_loop().time
-        if isinstance(way, Call):
-            way.at_once = stream.take_at_once
+        if isinstance(output, Call):
+            output.at_once = stream.take_at_once
         try:
             async for data in requests:
                 await stream.take(data, now())
@@ -229,7 +229,7 @@ class SocketCalls:
             if stream.ending is None:
                 raise
             _uncancel()
-            await way.quiet()
+            await output.quiet()
             raise stream.ending from None
         finally:
             self._count_out(connection)

@@ -28,12 +28,12 @@ from envoy.service.status.v3 import csds_pb2
 from google.protobuf.message import DecodeError
 
 from sds.errors import LimitError, MalformedRequestError, SdsError
+from sds.serving.answer_memory import AnswerMemory
+from sds.serving.call_output import call_output_of
 from sds.serving.calls import status_of
 from sds.serving.encode import SECRET_TYPE
-from sds.serving.held import Held
 from sds.serving.redaction import redact
 from sds.serving.slices import Pace
-from sds.serving.way import way_of
 from sds.serving.wire import length_delimited
 
 if TYPE_CHECKING:
@@ -96,10 +96,10 @@ class ClientStatus:
 
     async def _fetch(self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
-            with Held(context, advice=_NARROW) as held:
+            with AnswerMemory(context, advice=_NARROW) as held:
                 parsed = _parse(request)
                 work = client_status(parsed, await self._visible(context), held)
-                return await Pace(way_of(context)).run(work)
+                return await Pace(call_output_of(context)).run(work)
         except SdsError as error:
             status, _ = status_of(error)
             await context.abort(status, str(error))
@@ -136,7 +136,7 @@ def _parse(data: bytes) -> csds_pb2.ClientStatusRequest:
 def client_status(
     request: csds_pb2.ClientStatusRequest,
     sessions: Iterable[CallerSession],
-    held: Held,
+    held: AnswerMemory,
 ) -> Slices[bytes]:
     """Encode the status of all clients of ``sessions`` that match the request.
 

@@ -12,7 +12,6 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Final
 
-from sds.serving.catalog import newest
 from sds.serving.deliveries import Deliveries
 from sds.serving.encode import (
     delta_heartbeat,
@@ -20,6 +19,7 @@ from sds.serving.encode import (
     sotw_response,
 )
 from sds.serving.observer import ADS_METHODS, DELTA_METHODS, RESPONSE, Event
+from sds.serving.secret_catalog import newest
 from sds.serving.slices import SLICE, sliced
 from sds.serving.subscription import DeltaRequest, DeltaSubscription, SotwSubscription
 

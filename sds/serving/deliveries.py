@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from sds.serving.observer import ACK, SENT, Event
-from sds.slim import SlimDict
+from sds.shrinking_dict import ShrinkingDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,7 +51,7 @@ class Deliveries:
         self._observer = observer
         self._method = method
         self._labels = labels
-        self._subscriptions: SlimDict[str, tuple[SubscriptionId, int, str]] = SlimDict()
+        self._subscriptions: ShrinkingDict[str, tuple[SubscriptionId, int, str]] = ShrinkingDict()
         """For each name that was sent: its subscription, the bytes that count for it, and the last
         version."""
         self.held = 0

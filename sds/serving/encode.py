@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sds.identity import TrustDomain
     from sds.secrets.store import TrustBundle
-    from sds.serving.peers import SanMatcher
+    from sds.serving.peer_policy import SanMatcher
     from sds.serving.subscription import Receipt
 
 SECRET_TYPE: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105  # a type

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sds.errors import ConfigurationError
-from sds.serving.names import NameLimits
+from sds.serving.name_budget import NameLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

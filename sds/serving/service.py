@@ -20,27 +20,27 @@ from sds.errors import SdsError, without_frames
 from sds.faults import guarded
 from sds.identity import Identity
 from sds.repeats import Repeats
-from sds.serving.by_identity import SessionsByIdentity
 from sds.serving.calls import METHODS, TYPES, Entitlements, SocketCalls, handlers
-from sds.serving.catalog import Aliases, Catalog, GenericSecrets
-from sds.serving.extensions import (
+from sds.serving.crowd_trimmer import CrowdTrimmer
+from sds.serving.extension_catalog import (
     DEFAULT_TTL,
     AuthorizationPolicy,
     ExtensionCatalog,
     Widening,
 )
-from sds.serving.idle import CrowdTrimmer
 from sds.serving.limits import ServingLimits
-from sds.serving.looks import Looks
-from sds.serving.names import NameBudget
+from sds.serving.name_budget import NameBudget
 from sds.serving.observer import Event, Method, NullObserver, ServingObserver
 from sds.serving.rbac import EXTENSION_TYPE
+from sds.serving.secret_catalog import Aliases, Catalog, GenericSecrets
 from sds.serving.session import CallerSession
+from sds.serving.sessions_by_identity import SessionsByIdentity
 from sds.serving.slices import SLICE, sliced
 from sds.serving.snapshot import Snapshot
+from sds.serving.stale_names import NameLookUps
 from sds.serving.stream import Stream
 from sds.serving.subscription import Answer, SotwSubscription
-from sds.serving.unsent import UnsentSecrets
+from sds.serving.unsent_secrets import UnsentSecrets
 from sds.trickle import Trickle
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ if TYPE_CHECKING:
     import grpc
 
     from sds.secrets.store import Change, SecretStore
+    from sds.serving.answer_memory import AnswerMemory
+    from sds.serving.call_output import CallOutput
     from sds.serving.conversation import Conversation
     from sds.serving.encode import Resource
-    from sds.serving.held import Held
-    from sds.serving.peers import PeerPolicy
+    from sds.serving.peer_policy import PeerPolicy
+    from sds.serving.session_ticket_keys import SessionTickets
     from sds.serving.slices import Slices
     from sds.serving.subscription import SotwRequest
-    from sds.serving.tickets import SessionTickets
-    from sds.serving.way import Way
     from sds.workload.entitlement import Caller, Entitlement
 
 logger = logging.getLogger("sds.serving.service")
@@ -124,7 +124,7 @@ class SecretService:
         self._sessions: dict[Entitlement, CallerSession] = {}
         self._by_identity = SessionsByIdentity()
         self._names = NameBudget(self.options.limits.names)
-        self._looks = Looks()
+        self._looks = NameLookUps()
         self._changes = 0
         """Counts the changes of what is served."""
         self._crowd: CrowdTrimmer | None = None
@@ -208,12 +208,12 @@ class SecretService:
             )
 
     def open_stream(
-        self, entitlement: Entitlement, method: Method, way: Way, *, peer: str, owner: str
+        self, entitlement: Entitlement, method: Method, output: CallOutput, *, peer: str, owner: str
     ) -> Stream:
         """Open a stream of this caller, in the task that reads it; :meth:`close_stream` ends it."""
         session = self._enter(entitlement)
         stream = Stream(
-            way,
+            output,
             session=session,
             method=method,
             types=TYPES[method],
@@ -243,7 +243,7 @@ class SecretService:
         request: SotwRequest,
         *,
         strong: bool,
-        held: Held,
+        held: AnswerMemory,
     ) -> Slices[Answer[Resource]]:
         """Answer a single request: what the caller may have of a type at one moment.
 

@@ -2,9 +2,10 @@
 
 Owns what the streams of one caller have in common. Invariants: the names that its streams watch
 stay within the budgets of the connections' owners; a change of policy reaches each of its
-connections in the right order (:mod:`sds.serving.order`); if a change cannot be taken in, the
-streams end, so that no client goes on with what was allowed before, and no other session waits for
-the change; when the last stream ends, the session lets go of every secret that it looked up.
+connections in the right order (:mod:`sds.serving.policy_change_order`); if a change cannot be taken
+in, the streams end, so that no client goes on with what was allowed before, and no other session
+waits for the change; when the last stream ends, the session lets go of every secret that it looked
+up.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from sds.errors import SdsError
 from sds.faults import report
 from sds.identity import Identity
 from sds.serving.encode import SECRET_TYPE
-from sds.serving.extensions import Widening
-from sds.serving.order import Order
+from sds.serving.extension_catalog import Widening
+from sds.serving.policy_change_order import PolicyChangeOrder
 from sds.serving.rbac import EXTENSION_TYPE
 from sds.serving.watches import Watches
-from sds.slim import SlimDict
+from sds.shrinking_dict import ShrinkingDict
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from sds.secrets.store import ResourceKey, SecretStore
-    from sds.serving.catalog import Catalog
     from sds.serving.conversation import Conversation
-    from sds.serving.extensions import Authorizations, ExtensionCatalog
-    from sds.serving.looks import Looks
-    from sds.serving.names import NameBudget
+    from sds.serving.extension_catalog import Authorizations, ExtensionCatalog
+    from sds.serving.name_budget import NameBudget
+    from sds.serving.secret_catalog import Catalog
     from sds.serving.snapshot import Snapshot
+    from sds.serving.stale_names import NameLookUps
     from sds.serving.stream import Stream
     from sds.workload.entitlement import Caller, Entitlement
 
@@ -54,15 +55,15 @@ class CallerSession:
         catalog: Catalog,
         extensions: ExtensionCatalog,
         budget: NameBudget,
-        looks: Looks,
+        looks: NameLookUps,
     ) -> None:
         self.entitlement = entitlement
         self.store: SecretStore = catalog.store
-        self.streams: SlimDict[Stream, None] = SlimDict()
+        self.streams: ShrinkingDict[Stream, None] = ShrinkingDict()
         self._extensions = extensions
         self._budget = budget
         self._labels: dict[str, Any] = {"workload": entitlement.current.name}
-        self._order = Order(_deliver)
+        self._order = PolicyChangeOrder(_deliver)
         caller = functools.partial(getattr, entitlement, "current")
         self._watches = {
             SECRET_TYPE: Watches(catalog, caller, self._order.touch),

@@ -59,21 +59,21 @@ class TurnTaker(Protocol):
 class Pace:
     """Counts the work since others had their turn."""
 
-    __slots__ = ("_left", "_way")
+    __slots__ = ("_left", "_turns")
 
-    def __init__(self, way: TurnTaker) -> None:
-        self._way = way
+    def __init__(self, turns: TurnTaker) -> None:
+        self._turns = turns
         self._left = SLICE
 
     def spend(self, names: int = 1) -> bool:
         """Count names that were handled, and say whether to wait for the next :meth:`turn` now."""
         self._left -= names
-        return self._left <= 0 or (names > 0 and self._way.turn_is_long)
+        return self._left <= 0 or (names > 0 and self._turns.turn_is_long)
 
     async def turn(self) -> None:
         """Let others have their turn."""
         self._left = SLICE
-        await self._way.turn()
+        await self._turns.turn()
 
     async def run(self, work: Slices[_T]) -> _T:
         """Do the work, with turns of others in between, and return its result."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sds.errors import CallEndedError, LimitError, ProtocolError, SdsError
 from sds.faults import report
+from sds.serving.client_node import NodeInfo
 from sds.serving.conversation import Conversation
-from sds.serving.node import NodeInfo
 from sds.serving.observer import ADS_METHODS, DELTA_METHODS, REQUEST, Event
 from sds.serving.slices import SLICE, Pace
 from sds.serving.wire import (
@@ -29,11 +29,11 @@ from sds.serving.wire import (
 from sds.transport.rate import TokenBucket
 
 if TYPE_CHECKING:
+    from sds.serving.call_output import CallOutput
     from sds.serving.limits import ServingLimits
     from sds.serving.observer import Method, ServingObserver
     from sds.serving.session import CallerSession
     from sds.serving.slices import Slices
-    from sds.serving.way import Way
     from sds.serving.wire import ParsedDelta, ParsedSotw
 
 _LOGGER = logging.getLogger("sds.serving.streams")
@@ -46,7 +46,7 @@ class Stream:
     """One stream of one client; made in the task that reads it.
 
     Args:
-        way: takes the responses.
+        output: takes the responses.
         session: the caller's session.
         method: which remote call it is.
         types: the resource types that the call serves.
@@ -62,10 +62,10 @@ class Stream:
         "_met",
         "_observer",
         "_other_types",
+        "_output",
         "_pace",
         "_taking",
         "_types",
-        "_way",
         "_writer",
         "_writing",
         "conversations",
@@ -80,7 +80,7 @@ class Stream:
 
     def __init__(
         self,
-        way: Way,
+        output: CallOutput,
         *,
         session: CallerSession,
         method: Method,
@@ -90,8 +90,8 @@ class Stream:
         peer: str,
         owner: str,
     ) -> None:
-        self._way: Way | None = way
-        self._pace = Pace(way)
+        self._output: CallOutput | None = output
+        self._pace = Pace(output)
         self._types = types
         self._limits = limits
         self._observer = observer
@@ -248,20 +248,20 @@ class Stream:
 
     def kick(self) -> None:
         """Write what may be due soon, unless work that is under way will look anyway."""
-        if not (self._writing or self._taking or self._way is None):
+        if not (self._writing or self._taking or self._output is None):
             self._writing = True
-            self._way.soon(self._push)
+            self._output.soon(self._push)
 
     def _push(self) -> bool:
         """Send one response of what is due, as a job; say whether to run it again."""
         try:
-            way = self._way
-            idle = way is None or self._taking or self.ending is not None
+            output = self._output
+            idle = output is None or self._taking or self.ending is not None
             message = None if idle else self._next()
-            if way is None or idle:
+            if output is None or idle:
                 self._writing = False  # the code that takes the request will look
-            elif message is not None and not way.send(message):
-                self._writer = way.start(functools.partial(self._write_in_background, way))
+            elif message is not None and not output.send(message):
+                self._writer = output.start(functools.partial(self._write_in_background, output))
             elif self._has_due():
                 return True
             else:
@@ -270,10 +270,10 @@ class Stream:
             self._failed(error)
         return False
 
-    async def _write_in_background(self, way: Way) -> None:
+    async def _write_in_background(self, output: CallOutput) -> None:
         """Wait until the transport can take another response, and write what is due then."""
         try:
-            await way.ready()
+            await output.ready()
             await self._write_what_is_due()
         except Exception as error:  # noqa: BLE001  the boundary of one stream
             self._failed(error)
@@ -293,11 +293,11 @@ class Stream:
     async def _write_what_is_due(self) -> None:
         """Write until nothing is due, or until a request is being taken."""
         try:
-            while self._way is not None and not self._taking and self._has_due():
+            while self._output is not None and not self._taking and self._has_due():
                 written = self._next()
                 if written is not None:
                     passed, written = [written], None  # what waits is counted where it waits
-                    await self._way.write(passed.pop())
+                    await self._output.write(passed.pop())
                 if self._has_due() and self._pace.spend(SLICE):
                     await self._pace.turn()
         finally:
@@ -323,10 +323,10 @@ class Stream:
 
     def end(self, error: SdsError) -> None:
         """End the stream with this error, from outside of its task."""
-        if self.ending is not None or self._way is None:
+        if self.ending is not None or self._output is None:
             return
         self.ending = error  # from now on the stream takes and sends nothing
-        self._way.soon(self._end_reader)  # thousands may end together, so in turns
+        self._output.soon(self._end_reader)  # thousands may end together, so in turns
 
     def _end_reader(self) -> bool:
         """Let the reader end with :attr:`ending`, as a job that runs once."""
@@ -336,7 +336,7 @@ class Stream:
 
     async def close(self) -> None:
         """Let go of everything that was sent and of the writer, because the call is over."""
-        self._way = None
+        self._output = None
         self.task = None
         self.ending = None
         writer, self._writer = self._writer, None

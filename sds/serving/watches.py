@@ -2,8 +2,8 @@
 
 Owns the way from a change to the conversations that it concerns. Invariants: after a change, only
 those names are looked up again whose content it may have changed, in slices
-(:mod:`sds.serving.looks`); names that must go before others (session ticket keys) come first, so
-that a changed context never meets older tickets.
+(:mod:`sds.serving.stale_names`); names that must go before others (session ticket keys) come first,
+so that a changed context never meets older tickets.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from sds.errors import SdsError
 from sds.faults import guarded, report
-from sds.serving.names import name_cost
+from sds.serving.name_budget import name_cost
 from sds.serving.slices import SLICE
 from sds.serving.snapshot import Snapshot
-from sds.slim import SlimDict
+from sds.shrinking_dict import ShrinkingDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -94,12 +94,12 @@ class Watches:
         # A fault with one name or conversation does not hold up any other.
         self._touch = guarded("listener", touch)
         self._snapshots: dict[bool, Snapshot] = {}
-        self._watched: SlimDict[str, _Watched] = SlimDict()
-        self._by_policy: SlimDict[str, None] = SlimDict()
+        self._watched: ShrinkingDict[str, _Watched] = ShrinkingDict()
+        self._by_policy: ShrinkingDict[str, None] = ShrinkingDict()
         self._watching_everything: dict[Conversation, None] = {}
         self._all_stale = False
         """Whether conversations that watch everything still have to be told of a change."""
-        self._stale: SlimDict[str, None] = SlimDict()
+        self._stale: ShrinkingDict[str, None] = ShrinkingDict()
         """Names to look up again; those in :attr:`_next` come first, its last one at first."""
         self._next: list[str] = []
         self._untold: deque[tuple[tuple[str, ...], list[Conversation]]] = deque()

@@ -22,8 +22,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from sds._proto.sds.serving.v1 import request_pb2
 from sds.errors import LimitError, MalformedRequestError
-from sds.serving.fields import BYTES, Field, message, next_field, refuse_length
-from sds.serving.node import NODE, node_info
+from sds.serving.client_node import NODE, node_info
+from sds.serving.protobuf_fields import BYTES, Field, message, next_field, refuse_length
 from sds.serving.slices import SLICE, Slices, at_once
 from sds.serving.subscription import DeltaRequest, SotwRequest
 from sds.varint import write_varint
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from sds.serving.node import NodeInfo
+    from sds.serving.client_node import NodeInfo
 
 MAX_NAME_BYTES: Final = 2048 + len("outbound:")
 """The longest name; a SPIFFE ID has at most 2048 bytes (SPIFFE-ID, section 2.3)."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sds.identity import TrustDomain
     from sds.secrets.store import Change, ResourceKey, SecretStore, Version
     from sds.serving.calls import Entitlements
-    from sds.serving.unsent import UnsentSecrets
+    from sds.serving.unsent_secrets import UnsentSecrets
     from sds.workload.entitlement import Caller, Entitlement
 
 SERVICE: Final = "SpiffeWorkloadAPI"

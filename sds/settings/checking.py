@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from sds.errors import CertificateError, ConfigurationError, SdsError
 from sds.files import check_replaceable, is_folder, is_taken
-from sds.outside import words_of
 from sds.pki import certificates_from_pem, load_certificate
 from sds.settings.yamlfile import read
 from sds.unix_sockets import is_left_over
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from sds import threads
 from sds.backoff import Backoff, Retry
 from sds.faults import guarded
-from sds.outside import words_of
 from sds.settings.folder_events import watched, went
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

@@ -27,10 +27,10 @@ from pydantic import BaseModel, ValidationError
 
 from sds.errors import ConfigurationError
 from sds.files import read_file
-from sds.settings.fields import FROM_A_FILE
-from sds.settings.shape import field_names, unknown_field, walk
-from sds.settings.syntax import lookalike, syntax_problem
-from sds.settings.words import own_words, problem_words
+from sds.settings.field_types import FROM_A_FILE
+from sds.settings.model_fields import field_names, unknown_field, walk
+from sds.settings.value_errors import own_words, problem_words
+from sds.settings.yaml_errors import lookalike, syntax_problem
 
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
 MAX_VALUES: Final = 3_000_000

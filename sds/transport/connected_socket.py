@@ -16,8 +16,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.transport.input_readiness import InputReadiness
-from sds.transport.pieces import kept, rest_of
-from sds.transport.unread import NOTICED_BYTES, SEND_BYTES, UnreadOutput, unread
+from sds.transport.output_pieces import kept, rest_of
+from sds.transport.unread_output import NOTICED_BYTES, SEND_BYTES, UnreadOutput, unread
 
 if TYPE_CHECKING:
     import asyncio

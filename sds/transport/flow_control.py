@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.errors import Http2StreamError
 from sds.transport.frames import ErrorCode
-from sds.transport.pieces import alone, rest_of
+from sds.transport.output_pieces import alone, rest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,7 +17,7 @@ import select
 from typing import TYPE_CHECKING, Final
 
 from sds.faults import report
-from sds.transport.of_loop import OfLoop
+from sds.transport.one_per_loop import OnePerLoop
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,7 +27,7 @@ MOST_AT_ONCE: Final = 256
 _INPUT_ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
 
 
-class InputReadiness(OfLoop):
+class InputReadiness(OnePerLoop):
     """The sockets of one event loop; ``of`` gives them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -13,12 +13,12 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import Http2Error, Http2StreamError
-from sds.slim import SlimDict
+from sds.shrinking_dict import ShrinkingDict
 from sds.transport import frames
 from sds.transport.flow_control import Widest
 from sds.transport.headers import resized_table, response_head
 from sds.transport.messages import PREFIX_BYTES, prefix
-from sds.transport.pieces import kept
+from sds.transport.output_pieces import kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +61,7 @@ class Outgoing:
         self._output: list[bytes | memoryview] = []
         self._streams = streams
         self._initial_window = frames.DEFAULT_WINDOW
-        self._waiting: SlimDict[int, StreamState] = SlimDict()
+        self._waiting: ShrinkingDict[int, StreamState] = ShrinkingDict()
         self._widest: Widest | None = None
         """The streams that wait."""
         self._widened: Widest | None = None

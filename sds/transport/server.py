@@ -19,7 +19,7 @@ from sds.transport.accepting import Acceptor, process_of, user_of
 from sds.transport.budget import Budgets
 from sds.transport.endpoint import PlainEndpoints
 from sds.transport.events import ConnectionLimits
-from sds.transport.served import CLOSING_SECONDS, ServedConnection
+from sds.transport.served_connection import CLOSING_SECONDS, ServedConnection
 
 if TYPE_CHECKING:
     import socket

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import Http2Error, Http2StreamError
-from sds.slim import SlimDict
+from sds.shrinking_dict import ShrinkingDict
 from sds.transport import frames
 from sds.transport.events import Reset
 from sds.transport.flow_control import StreamState
@@ -39,7 +39,7 @@ class Streams:
     def __init__(self, window: int) -> None:
         """Begin without streams; each gets this window for what the client sends."""
         self._window = window
-        self.open: SlimDict[int, StreamState] = SlimDict()
+        self.open: ShrinkingDict[int, StreamState] = ShrinkingDict()
         self.last = 0
         self.out = Outgoing(self.open)
         self._reset_by_us: dict[int, None] = {}

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import ConfigurationError
-from sds.outside import words_of
 from sds.transport.client_hello import DEFAULT, GROUPS, group_for
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

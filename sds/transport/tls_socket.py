@@ -19,12 +19,12 @@ import ssl
 from typing import TYPE_CHECKING, Final, cast
 
 from sds.errors import Http2Error
-from sds.outside import words_of
 from sds.transport.connected_socket import ConnectedSocket
 from sds.transport.frames import ErrorCode
 from sds.transport.hello_bound import HelloBound
 from sds.transport.tls_records import RecordCutter
 from sds.transport.tls_settings import ALPN
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     import asyncio

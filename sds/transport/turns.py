@@ -20,7 +20,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sds.faults import report
-from sds.transport.of_loop import OfLoop
+from sds.transport.one_per_loop import OnePerLoop
 
 if TYPE_CHECKING:
     import asyncio
@@ -47,7 +47,7 @@ _LEAST_REST_SECONDS: Final = 0.001
 _NEVER: Final = float("inf")
 
 
-class Turns(OfLoop):
+class Turns(OnePerLoop):
     """The turns of one event loop; ``of`` gives them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sds.errors import WorkloadError
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 from sds.workload.fair_row import FairRow
 
 if TYPE_CHECKING:

@@ -2,8 +2,9 @@
 
 The door accepts a connection, takes the credentials that the kernel recorded, and lets the server
 serve on that same socket. The connection carries its :class:`Recognition` from accept to the
-handlers (:mod:`sds.workload.connected`). Further sockets may belong to one pod each (CSI volumes):
-the door accepts on them in the same way, and refuses a caller that the kernel shows in another pod.
+handlers (:mod:`sds.workload.connection_caller`). Further sockets may belong to one pod each (CSI
+volumes): the door accepts on them in the same way, and refuses a caller that the kernel shows in
+another pod.
 
 Invariants: a connection that this door did not accept is refused; a connection ends with the
 process that made it; each connection has one task, all in one TaskGroup; no pod (or user, outside
@@ -26,12 +27,12 @@ from typing import TYPE_CHECKING, Final
 
 from sds.errors import WorkloadError
 from sds.faults import guarded, report
-from sds.outside import EXHAUSTED
 from sds.repeats import Repeats
 from sds.transport.accepting import accept_some, turn_away
 from sds.transport.turns import Turns
-from sds.transport.unread import keep_little
+from sds.transport.unread_output import keep_little
 from sds.trickle import Trickle
+from sds.untrusted_input import EXHAUSTED
 from sds.workload.connection_rate import ConnectionRates
 from sds.workload.owner import owner_of, owner_of_pod, pod_of
 from sds.workload.peer import Peer, credentials
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-    from sds.transport.served import ServedConnection
+    from sds.transport.served_connection import ServedConnection
     from sds.transport.server import Server
     from sds.workload.cgroup import PodRoots
     from sds.workload.recognition import Recogniser

@@ -12,7 +12,7 @@ import grpc
 
 from sds.errors import WorkloadError, without_frames
 from sds.workload import whoami
-from sds.workload.connected import entitlement_of
+from sds.workload.connection_caller import entitlement_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from sds.identity import MAX_DNS_NAMES, Identity, KeyType, SpiffeId, parse_dns_n
 from sds.rules.glob import check_text_pattern, text_matches
 from sds.rules.pattern import parse_dns_pattern
 from sds.rules.template import check_result, check_template, fill, template_fields
-from sds.settings.fields import Duration, Settings
+from sds.settings.field_types import Duration, Settings
 from sds.workload.attestors import selector_types as selector_types_found
 from sds.workload.facts import LABEL_TYPE
 from sds.workload.service_dns_names import bounded_names

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import CgroupError, ConfigurationError
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 from sds.workload.cgroup import MOST_CHARACTERS, PodRoots
 
 if TYPE_CHECKING:

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Final
 from sds.errors import PeerGoneError, WorkloadError, without_frames
 from sds.faults import report
 from sds.trickle import Trickle
-from sds.workload.connected import CallerDescription
+from sds.workload.connection_caller import CallerDescription
 from sds.workload.entitlement import Caller, Entitlement
 from sds.workload.explaining import explained
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
-from sds.workload.possible import PossibleIdentities
+from sds.workload.possible_identities import PossibleIdentities
 from sds.workload.recognition_log import RecognitionLog, why_not
-from sds.workload.wanted import WantedIdentities
+from sds.workload.wanted_identities import WantedIdentities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sds.workload.facts import Attestor
     from sds.workload.mapping import WorkloadRule
     from sds.workload.peer import Peer
-    from sds.workload.wanted import IdentityKeeper
+    from sds.workload.wanted_identities import IdentityKeeper
 
 _REMEMBERED: Final = 512
 """How many decisions are remembered; callers of one pod or user often show the same facts."""

@@ -15,12 +15,12 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import ConfigurationError, PeerGoneError, WorkloadError
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 from sds.workload.entitlement import Selector
 from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.facts import Facts
 from sds.workload.peer import MOST_GROUPS
-from sds.workload.unmapped import UnmappedIds, unmapped_ids
+from sds.workload.unmapped_ids import UnmappedIds, unmapped_ids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

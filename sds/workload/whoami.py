@@ -13,7 +13,7 @@ import grpc
 
 from sds._proto.sds.workload.v1 import whoami_pb2
 from sds.errors import WorkloadError
-from sds.workload.connected import connected
+from sds.workload.connection_caller import connected
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

@@ -20,15 +20,15 @@ from envoy.service.discovery.v3 import discovery_pb2
 from envoy.service.status.v3 import csds_pb2
 from google.protobuf import json_format
 
-from sds.agent.authorizations import PolicyAuthorizations
+from sds.agent.policy_authorizations import PolicyAuthorizations
 from sds.identity import SpiffeId, TrustDomain
 from sds.policy.authorized import Authorization, AuthorizationRule
 from sds.policy.requests import RequestPattern, parse_path_pattern
 from sds.rules.pattern import parse_spiffe_pattern
 from sds.serving.calls import ECDS_SERVICE
 from sds.serving.observer import Event
-from sds.serving.order import PATIENCE_SECONDS
-from sds.serving.peers import PeerContext, SanMatcher
+from sds.serving.peer_policy import PeerContext, SanMatcher
+from sds.serving.policy_change_order import PATIENCE_SECONDS
 from sds.serving.rbac import http_filter
 from sds.serving.service import ServingOptions
 from tests.support import rbac
@@ -469,7 +469,7 @@ CLIENT = SanMatcher("exact", "spiffe://example.org/client")
 @pytest.fixture
 def _waits_for_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only an answer lets the second part go: a slow machine cannot look like a wrong order."""
-    monkeypatch.setattr("sds.serving.order.PATIENCE_SECONDS", LONG)
+    monkeypatch.setattr("sds.serving.policy_change_order.PATIENCE_SECONDS", LONG)
 
 
 class Envoy:

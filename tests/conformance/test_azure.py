@@ -20,16 +20,16 @@ from sds.attestation.azure.blob import NV_INDEX, azure_kind, read_blob
 from sds.attestation.azure.metadata import MetadataService
 from sds.attestation.azure.runtime import parse_runtime, report_data_of
 from sds.attestation.build import Verification, make_attester
+from sds.attestation.collateral.followed_files import Places, examined_files
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
-from sds.attestation.files import Places, examined_files
-from sds.attestation.foreign import parse_hcl
 from sds.attestation.guest import attester as guest
 from sds.attestation.kind import Demands
+from sds.attestation.other_formats import parse_hcl
 from sds.attestation.pem import der_certificates
 from sds.attestation.recognise import describe, kind_of
 from sds.attestation.reference_values import ReferenceValues, SnpReferenceValues
 from sds.attestation.registry import kind_module
-from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.settings import AttestationSection, VerificationSection
 from sds.attestation.snp.report import Report
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.parcel import Piece, pack, parts_of, unpack

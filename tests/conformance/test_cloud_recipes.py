@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from sds.attestation.collateral.followed_files import Places, examined_files
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.attestation.files import Places, examined_files
 from sds.attestation.kind import Demands
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import kind_module

@@ -15,11 +15,11 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from sds.attestation import fetching
+from sds.attestation.collateral import fetching
+from sds.attestation.collateral.fetching import Fetcher, Wanted
+from sds.attestation.collateral.followed_files import FollowedFiles, Places
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.attestation.fetching import Fetcher, Wanted
-from sds.attestation.files import FollowedFiles, Places
-from sds.attestation.section import FetchSection
+from sds.attestation.settings import FetchSection
 from sds.attestation.snp.report import Product
 from sds.attestation.tdx.verifier import TdxVerifier
 from sds.cli import main
@@ -348,7 +348,7 @@ async def test_without_descriptors_nothing_older_takes_the_place_of_what_was_the
         return read_file(path, max_bytes=max_bytes)
 
     with monkeypatch.context() as patched:
-        patched.setattr("sds.attestation.storing.read_file", none_left)
+        patched.setattr("sds.attestation.collateral.storing.read_file", none_left)
         with pytest.raises(ConfigurationError, match="Too many open files"):
             await fetcher.fetch(tmp_path / "out")
     assert content(tmp_path / "out") == before

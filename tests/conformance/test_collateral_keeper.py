@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sds.attestation.build import Verification
+from sds.attestation.collateral.fetching import Fetcher
+from sds.attestation.collateral.refreshing import LATEST, SOONEST, CollateralRefresher, next_fetch
+from sds.attestation.collateral.storing import Fetched
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
-from sds.attestation.fetching import Fetcher
-from sds.attestation.keeper import LATEST, SOONEST, CollateralKeeper, next_fetch
-from sds.attestation.section import FetchSection, VerificationSection
+from sds.attestation.settings import FetchSection, VerificationSection
 from sds.attestation.snp.report import Product
-from sds.attestation.storing import Fetched
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.pki import certificate_pem
 from tests.support.clock import FakeClock
@@ -139,7 +139,7 @@ async def test_a_machine_that_was_paused_beyond_the_next_update_fetches_soon(
             until = clock.wall + timedelta(days=30)
             return [Fetched(path=folder / "x", next_update=until, changed=True)]
 
-    keeper = CollateralKeeper(There(), tmp_path, clock=clock, draw=lambda: 0.5)
+    keeper = CollateralRefresher(There(), tmp_path, clock=clock, draw=lambda: 0.5)
     running = asyncio.create_task(keeper.run())
     await clock.advance(60)
     clock.step(31 * 86400)
@@ -153,7 +153,7 @@ async def test_a_week_without_the_publisher_is_tens_of_attempts_not_thousands(
     tmp_path: Path,
 ) -> None:
     clock, away = FakeClock(), Away()
-    keeper = CollateralKeeper(away, tmp_path, clock=clock, draw=lambda: 0.5)
+    keeper = CollateralRefresher(away, tmp_path, clock=clock, draw=lambda: 0.5)
     running = asyncio.create_task(keeper.run())
     await clock.advance(7 * 86400)
     running.cancel()
@@ -166,7 +166,9 @@ async def test_while_evidence_is_refused_for_want_of_collateral_an_outage_is_ove
 ) -> None:
     clock, away = FakeClock(), Away()
     missed = True
-    keeper = CollateralKeeper(away, tmp_path, clock=clock, draw=lambda: 1.0, missed=lambda: missed)
+    keeper = CollateralRefresher(
+        away, tmp_path, clock=clock, draw=lambda: 1.0, missed=lambda: missed
+    )
     for _ in range(100):
         pause = await keeper.once()
     assert pause <= timedelta(minutes=15)

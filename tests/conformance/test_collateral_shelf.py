@@ -12,15 +12,15 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry
 
-from sds.attestation import shelf as shelf_module
 from sds.attestation.build import Verification
-from sds.attestation.fetching import Fetcher, Wanted
-from sds.attestation.section import FetchSection, VerificationSection
-from sds.attestation.shelf import CollateralShelf
+from sds.attestation.collateral import publishing as shelf_module
+from sds.attestation.collateral.fetching import Fetcher, Wanted
+from sds.attestation.collateral.publishing import PublishedCollateral
+from sds.attestation.collateral.wanted_by_owners import MOST
+from sds.attestation.settings import FetchSection, VerificationSection
 from sds.attestation.snp.kds import KdsEndorsements, vcek_path
 from sds.attestation.snp.report import Product, Report
 from sds.attestation.snp.sources import is_vcek_target
-from sds.attestation.wanted import MOST
 from sds.ca.collateral import collateral_listener, collateral_shelf
 from sds.ca.config import AuthorityConfig, CollateralSection
 from sds.ca.run import check
@@ -194,7 +194,7 @@ async def test_strangers_fill_a_bounded_queue(tmp_path: Path) -> None:
         return 429, b"", 0.0
 
     clock = PatientClock(NOW)
-    shelf = CollateralShelf(lambda: None, ask, tmp_path, clock=clock, spacing=10.0)  # type: ignore[arg-type, return-value]
+    shelf = PublishedCollateral(lambda: None, ask, tmp_path, clock=clock, spacing=10.0)  # type: ignore[arg-type, return-value]
     query = "blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL=84"
     for number in range(MOST + 50):
         found = shelf.answer(f"/vcek/v1/Genoa/{number:0128x}", query, owner="")
@@ -216,7 +216,7 @@ async def test_a_stranger_who_asks_for_many_keeps_nobody_waiting(tmp_path: Path)
         asked.append(path.partition("?")[0])
         return 404, b"", 0.0
 
-    shelf = CollateralShelf(lambda: None, ask, tmp_path, clock=PatientClock(NOW), spacing=10.0)  # type: ignore[arg-type, return-value]
+    shelf = PublishedCollateral(lambda: None, ask, tmp_path, clock=PatientClock(NOW), spacing=10.0)  # type: ignore[arg-type, return-value]
     query = "blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL=84"
     for number in range(2 * MOST):
         shelf.answer(f"/vcek/v1/Genoa/{number:0128x}", query, owner="192.0.2.66")
@@ -236,7 +236,7 @@ async def test_strangers_fill_a_bounded_part_of_the_disk(
 ) -> None:
     """AMD has a certificate for each TCB of each chip, and anybody may ask for all of them."""
     monkeypatch.setattr(shelf_module, "MAX_KEPT", 3)
-    monkeypatch.setattr(CollateralShelf, "_verify", lambda _self, _target, _der: None)
+    monkeypatch.setattr(PublishedCollateral, "_verify", lambda _self, _target, _der: None)
 
     async def ask(path: str) -> tuple[int, bytes, float]:
         return 200, path.encode(), 0.0
@@ -248,10 +248,11 @@ async def test_strangers_fill_a_bounded_part_of_the_disk(
                 found.add(each.read_bytes().partition(b"\n")[2].decode())
         return found
 
-    def made() -> CollateralShelf:
-        return CollateralShelf(lambda: None, ask, tmp_path, clock=PatientClock(NOW), spacing=10.0)  # type: ignore[arg-type, return-value]
+    def made() -> PublishedCollateral:
+        clock = PatientClock(NOW)
+        return PublishedCollateral(lambda: None, ask, tmp_path, clock=clock, spacing=10.0)  # type: ignore[arg-type, return-value]
 
-    async def serving_until(shelf: CollateralShelf, wanted: set[str]) -> None:
+    async def serving_until(shelf: PublishedCollateral, wanted: set[str]) -> None:
         running = asyncio.create_task(shelf.run())
         async with asyncio.timeout(10):
             while stored() != wanted or set(shelf._kept) != wanted:
@@ -284,7 +285,7 @@ async def test_strangers_fill_a_bounded_part_of_the_disk(
 )
 def test_a_vcek_has_one_name(path: str, query: str, tmp_path: Path) -> None:
     """AMD's service may fail at others, and a failure makes everybody wait for an hour at worst."""
-    shelf = CollateralShelf(lambda: None, None, tmp_path, clock=PatientClock(NOW), spacing=10.0)  # type: ignore[arg-type, return-value]
+    shelf = PublishedCollateral(lambda: None, None, tmp_path, clock=PatientClock(NOW), spacing=10.0)  # type: ignore[arg-type, return-value]
     assert shelf.answer(f"/vcek/v1/{path}", query, owner="").status == 404
     assert not is_vcek_target(f"/vcek/v1/{path}?{query}")
     assert is_vcek_target(

@@ -17,7 +17,7 @@ from envoy.service.secret.v3 import sds_pb2_grpc
 from sds.errors import LimitError
 from sds.secrets.store import Version
 from sds.serving.limits import ServingLimits
-from sds.serving.names import NAME_OVERHEAD, NameBudget, NameLimits, name_cost, text_cost
+from sds.serving.name_budget import NAME_OVERHEAD, NameBudget, NameLimits, name_cost, text_cost
 from sds.serving.service import ServingOptions
 from sds.serving.slices import SLICE
 from sds.serving.subscription.state import RESPONSE_BYTES

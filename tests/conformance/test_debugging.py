@@ -15,7 +15,7 @@ from envoy.service.status.v3 import csds_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from sds.serving import client_status, held
+from sds.serving import answer_memory, client_status
 from sds.serving.calls import ADS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import (
     CSDS_SERVICE,
@@ -299,7 +299,7 @@ async def test_a_status_is_made_in_slices_and_within_a_bound(
             assert set(seen) == set(names[:15])
             handles[-1].cancel()
             assert most <= 4 * SLICE
-            monkeypatch.setattr(held, "MOST_ANSWER_BYTES", 100_000)
+            monkeypatch.setattr(answer_memory, "MOST_ANSWER_BYTES", 100_000)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await statuses(connection)
             assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.attestation.foreign import parse_hcl
+from sds.attestation.other_formats import parse_hcl
 from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.snp.chain import amd_certificates

@@ -18,13 +18,13 @@ from sds.attestation.azure.attester import VtpmAttester
 from sds.attestation.azure.metadata import MetadataService
 from sds.attestation.build import keyed
 from sds.attestation.checks import Checks
+from sds.attestation.collateral.followed_files import Places, examined_files
 from sds.attestation.evidence import EvidenceKind, ReportData
 from sds.attestation.exchange_key.holding import KeyedAttester, hold_key
-from sds.attestation.files import Places, examined_files
 from sds.attestation.kind import Demands
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import kind_module
-from sds.attestation.section import AttestationSection, ExchangeKeySection
+from sds.attestation.settings import AttestationSection, ExchangeKeySection
 from sds.attestation.tdx.quote import parse_quote
 from sds.attestation.tdx.verifier import TdxVerifier
 from sds.attestation.tpm.attest import parse_attest
@@ -54,7 +54,7 @@ START = """
 import sys
 from pathlib import Path
 from sds.attestation.build import keyed
-from sds.attestation.section import AttestationSection
+from sds.attestation.settings import AttestationSection
 key = {"runtime_register": sys.argv[1]}
 section = AttestationSection.model_validate({"kind": "tdx", "exchange_key": key})
 print(keyed(None, section)._held.public_key.hex())

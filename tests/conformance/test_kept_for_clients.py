@@ -16,10 +16,10 @@ from sds.agent import client_list
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.policy.authorized import Authorization, AuthorizationRule
 from sds.rules.glob import Glob
-from sds.serving import catalog, extensions
+from sds.serving import extension_catalog, secret_catalog
 from sds.serving.encode import SECRET_TYPE
 from sds.serving.observer import Event
-from sds.serving.peers import PeerContext
+from sds.serving.peer_policy import PeerContext
 from sds.serving.service import ServingOptions
 from sds.serving.session import CallerSession
 from sds.serving.slices import SLICE
@@ -30,7 +30,7 @@ from sds.transport.connection import Connection
 from sds.transport.events import ConnectionLimits
 from sds.transport.frames import PREFACE, frame
 from sds.transport.header_decoder import HeaderDecoder, _Passage
-from sds.workload.connected import entitlement_of
+from sds.workload.connection_caller import entitlement_of
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support.door_client import DATA
 from tests.support.raw_client import (
@@ -97,7 +97,7 @@ async def test_targets_that_a_client_makes_up_are_kept_within_a_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is a context for each, so that one that policy forgot is taken away from Envoys."""
-    monkeypatch.setattr(catalog, "_CONTEXT_BYTES", 200_000)
+    monkeypatch.setattr(secret_catalog, "_CONTEXT_BYTES", 200_000)
     options = ServingOptions(peers=Everybody())
     async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
         stream = Delta(connection)
@@ -417,7 +417,7 @@ async def test_a_change_of_policy_compares_what_callers_share_once(
 ) -> None:
     """A pod may have a hundred connections, each of them a caller of its own."""
     compared = 0
-    grants = extensions._grants
+    grants = extension_catalog._grants
 
     def counted(allowed: Authorization) -> frozenset[object]:
         nonlocal compared
@@ -435,7 +435,7 @@ async def test_a_change_of_policy_compares_what_callers_share_once(
         one = AuthorizationRule(name=name, trust_domain=TD, principals=(Glob((TD, name)),))
         return {WEB.spiffe_id: Authorization(identity=WEB.spiffe_id, enforced=(one,))}
 
-    monkeypatch.setattr(extensions, "_grants", counted)
+    monkeypatch.setattr(extension_catalog, "_grants", counted)
     Changing.now = rules("before")
     async with serving(tmp_path, options=ServingOptions(authorizations=Changing())) as at:
         for number in range(50):

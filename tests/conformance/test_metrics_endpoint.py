@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from sds import faults
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, SocketError
-from sds.operations.http import listening
+from sds.operations.http_listener import listening
 from sds.operations.metrics.exposition import handler
 from sds.operations.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
 from sds.operations.metrics.store import MeteredStore, StoreCollector

@@ -13,9 +13,9 @@ from sds.serving.encode import Resource
 from sds.serving.service import ServingOptions
 from sds.serving.session import CallerSession
 from sds.serving.stream import Stream
-from sds.serving.unsent import RESET_SECONDS
+from sds.serving.unsent_secrets import RESET_SECONDS
 from sds.transport.call import Call
-from sds.transport.served import ServedConnection
+from sds.transport.served_connection import ServedConnection
 from tests.support.door_client import RST, frame
 from tests.support.raw_client import DELTA, FETCH, STREAM, RawClient, connected, discovery, message
 from tests.support.serving import TD, WEB, root, serving, svid, ticket_keys

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.secrets.store import SecretStore
-from sds.serving.catalog import Aliases
 from sds.serving.encode import NOBODY, pem
-from sds.serving.generic import GenericSecretFiles
-from sds.serving.peers import PeerContext, SanMatcher
+from sds.serving.generic_secrets import GenericSecretFiles
+from sds.serving.peer_policy import PeerContext, SanMatcher
+from sds.serving.secret_catalog import Aliases
 from sds.serving.service import ServingOptions
 from tests.conformance.test_sotw import validator
 from tests.support.certificates import ca_wish

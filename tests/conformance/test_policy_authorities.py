@@ -12,7 +12,7 @@ from sds.agent.config import AgentConfig
 from sds.agent.policy import AgentPolicy
 from sds.authority.attested import AttestedAuthority
 from sds.ca.config import UpstreamSection
-from sds.ca.sources import upstream_client
+from sds.ca.signer_source import upstream_client
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
 from sds.exchange.item import IssuedChain

@@ -12,8 +12,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-
 from sds._proto.sds.workload.v1 import whoami_pb2
+
 from sds.agent.node import _server
 from sds.clock import SystemClock
 from sds.secrets.store import SecretStore
@@ -23,7 +23,7 @@ from sds.serving.workload_api import WorkloadApi
 from sds.transport.budget import Budgets
 from sds.unix_sockets import listening
 from sds.workload import whoami
-from sds.workload.connected import CallerDescription, entitlement_of
+from sds.workload.connection_caller import CallerDescription, entitlement_of
 from sds.workload.entitlement import Selector
 from sds.workload.front_door import FrontDoor
 from sds.workload.recognition import Recogniser, Recognition, Timing

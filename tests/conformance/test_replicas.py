@@ -20,7 +20,7 @@ from sds.clock import SystemClock
 from sds.exchange.item import IssuedChain
 from sds.identity import KeyType
 from sds.pki import generate_private_key
-from sds.policy.standing import NO_POLICY_DIGEST
+from sds.policy.peer_comparison import NO_POLICY_DIGEST
 from tests.support.authority import TRUST_DOMAIN, World, configured, replica_health, rule, wish
 from tests.support.node import free_port
 from tests.support.process import PATIENCE_SECONDS

@@ -12,8 +12,8 @@ import pytest
 from sds.serving.server import make_server
 from sds.transport.budget import Budgets
 from sds.transport.budget_sizes import Share
-from sds.transport.served import ServedConnection
-from sds.transport.unread import NOTICED_BYTES
+from sds.transport.served_connection import ServedConnection
+from sds.transport.unread_output import NOTICED_BYTES
 from sds.unix_sockets import listening
 from tests.support.raw_client import STREAM, RawClient, connected, discovery
 from tests.support.serving import WEB, Serving, serving, svid

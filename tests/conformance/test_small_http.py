@@ -13,8 +13,8 @@ import uvloop
 
 from sds import faults
 from sds.errors import SocketError
-from sds.operations import http, places
-from sds.operations.http import HttpAnswer, HttpRequest, listening
+from sds.operations import http_listener, listener_places
+from sds.operations.http_listener import HttpAnswer, HttpRequest, listening
 from sds.settings.listen import ListenAddress
 from sds.transport.turns import Turns
 from tests.support.cost import counted_lines
@@ -103,7 +103,7 @@ async def test_one_connection_more_takes_the_place_of_the_silent() -> None:
     async with listening(LOOPBACK, ROUTES) as bound:
         silent = [
             await asyncio.open_connection(bound.host, bound.port)
-            for _ in range(places.MAX_CONNECTIONS)
+            for _ in range(listener_places.MAX_CONNECTIONS)
         ]
         assert b"200" in await exchange(bound, get("/"))
         reader, _ = silent[0]
@@ -114,15 +114,15 @@ async def test_one_connection_more_takes_the_place_of_the_silent() -> None:
 
 async def test_a_crowd_that_comes_at_once_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     # Whatever number of descriptors this machine allows.
-    monkeypatch.setattr(places, "_PART_OF_DESCRIPTORS", 1)
+    monkeypatch.setattr(listener_places, "_PART_OF_DESCRIPTORS", 1)
     async with listening(LOOPBACK, ROUTES) as bound:
-        asked = (exchange(bound, get("/")) for _ in range(2 * places.MAX_CONNECTIONS))
+        asked = (exchange(bound, get("/")) for _ in range(2 * listener_places.MAX_CONNECTIONS))
         answers = await asyncio.gather(*asked)
     assert all(b" 200 " in one for one in answers)
 
 
 async def test_a_silent_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(http_listener, "REQUEST_SECONDS", 0.05)
     async with listening(LOOPBACK, ROUTES) as bound:
         reader, writer = await asyncio.open_connection(bound.host, bound.port)
         writer.write(b"GET / HT")
@@ -148,7 +148,7 @@ async def drip(writer: asyncio.StreamWriter) -> None:
 async def test_a_request_that_comes_in_pieces_has_no_longer_than_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(http_listener, "REQUEST_SECONDS", 0.2)
     async with listening(LOOPBACK, ROUTES) as bound:
         _, writer = await asyncio.open_connection(bound.host, bound.port)
         await drip(writer)
@@ -157,7 +157,7 @@ async def test_a_request_that_comes_in_pieces_has_no_longer_than_others(
 async def test_requests_that_come_in_pieces_keep_no_place() -> None:
     async with listening(LOOPBACK, ROUTES) as bound, asyncio.TaskGroup() as group:
         drips = []
-        for _ in range(places.MAX_CONNECTIONS):
+        for _ in range(listener_places.MAX_CONNECTIONS):
             _, writer = await asyncio.open_connection(bound.host, bound.port)
             drips.append(group.create_task(drip(writer)))
         assert b"200" in await exchange(bound, get("/"))

@@ -13,9 +13,9 @@ from envoy.config.core.v3 import base_pb2
 from envoy.extensions.transport_sockets.tls.v3 import tls_spiffe_validator_config_pb2
 
 from sds.errors import WorkloadError
-from sds.serving.catalog import Aliases
 from sds.serving.encode import pem
 from sds.serving.observer import Event
+from sds.serving.secret_catalog import Aliases
 from sds.serving.service import ServingOptions
 from sds.workload.entitlement import Caller
 from tests.support.front_door import until

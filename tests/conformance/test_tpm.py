@@ -29,7 +29,7 @@ from sds.attestation.evidence import (
 from sds.attestation.exchange_key.holding import KeyedAttester, hold_key
 from sds.attestation.recognise import describe, kind_of
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.settings import AttestationSection, VerificationSection
 from sds.attestation.tpm import commands, endorsement
 from sds.attestation.tpm.attester import TpmAttester
 from sds.attestation.tpm.challenge import WINDOW_SECONDS, credential_for, proves

@@ -16,8 +16,8 @@ import pytest
 from sds import faults
 from sds.transport.budget import CONNECTION_BYTES, STREAM_BYTES, Budgets
 from sds.transport.budget_sizes import Share
-from sds.transport.calls import Calls
 from sds.transport.connection import Connection
+from sds.transport.connection_calls import Calls
 from sds.transport.frames import GOAWAY, HEADERS, PREFACE, SETTINGS, frame
 from sds.transport.server import Server
 from sds.unix_sockets import listening

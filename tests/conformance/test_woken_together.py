@@ -143,8 +143,8 @@ async def test_pushes_that_windows_held_back_go_on_in_turns(
                 await asyncio.sleep(0.01)
             at.store.put_bundle(TD, [root("two").der])
             await asyncio.sleep(0.1)
-            way: Any = all_streams(at)[0]._way
-            account = way.owner.account
+            output: Any = all_streams(at)[0]._output
+            account = output.owner.account
             account.step_seconds = 20e-6
             used = account.processor._full_at
             monkeypatch.setattr(Conversation, "next", making)

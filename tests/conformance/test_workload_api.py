@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-
 from sds._proto.spiffe.workload import workload_pb2
+
 from sds.agent.config import AgentConfig
 from sds.agent.directory import make_directory
 from sds.agent.owners import Owners
@@ -27,10 +27,10 @@ from sds.clock import SystemClock
 from sds.identity import Identity, SpiffeId, parse_trust_domain
 from sds.secrets.store import SecretStore
 from sds.serving.service import SecretService
-from sds.serving.unsent import UnsentSecrets
+from sds.serving.unsent_secrets import UnsentSecrets
 from sds.serving.workload_api import WorkloadApi
 from sds.settings import yamlfile
-from sds.workload.connected import entitlement_of
+from sds.workload.connection_caller import entitlement_of
 from sds.workload.entitlement import Caller, Entitlement
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing

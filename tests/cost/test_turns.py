@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.operations.collector import only_when_told
+from sds.operations.garbage_collection import only_when_told
 from tests.support.cost import reference_seconds
 from tests.support.hostile import ATTACKS, attack
 from tests.support.loop_watch import loop_watch

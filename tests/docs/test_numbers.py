@@ -12,7 +12,7 @@ import pytest
 
 from sds.admission import server as admission_server
 from sds.agent.node_settings import NodeSettings
-from sds.attestation import keeper
+from sds.attestation.collateral import refreshing
 from sds.attestation.guest import tsm
 from sds.attestation.snp import kds
 from sds.attestation.tpm.challenge import WINDOW_SECONDS
@@ -25,13 +25,14 @@ from sds.csi.volume import MOST_OF_A_POD
 from sds.exchange import challenge
 from sds.federation import document, endpoint
 from sds.identity import MAX_DNS_NAMES
-from sds.operations import http, log_sink, places, state
+from sds.operations import http_listener, log_sink, state
+from sds.operations import listener_places as places
 from sds.pki import MAX_ROOTS
 from sds.policy import holder
 from sds.policy.envelope import MAX_SIGNED_BYTES
 from sds.secrets import issuance_queue, schedule
 from sds.secrets.rotation_settings import RotationSettings
-from sds.serving import extensions, held, names, order
+from sds.serving import answer_memory, extension_catalog, name_budget, policy_change_order
 from sds.serving.limits import ServingLimits
 from sds.transport import events, hello_bound, tls_records
 from sds.transport import server as transport_server
@@ -133,7 +134,7 @@ PROMISES = [
         (
             f"| {LIMITS.names.owner // MIB} MiB of memory for one pod, or user outside pods, "
             f"{LIMITS.names.everybody // MIB} MiB for all; {LIMITS.names.guaranteed // KIB} KiB is "
-            f"guaranteed to each ({names.NAME_OVERHEAD} bytes for each name"
+            f"guaranteed to each ({name_budget.NAME_OVERHEAD} bytes for each name"
         ),
     ),
     (
@@ -145,9 +146,9 @@ PROMISES = [
     ),
     ("protocol", f"leaves {SERVER.unread_bytes // MIB} MiB of what it was sent unread"),
     ("protocol", f"sends {SERVER.held_bytes // MIB} MiB that no handler takes"),
-    ("protocol", f"An answer has at most {held.MOST_ANSWER_BYTES // MIB} MiB"),
-    ("protocol", f"after {order.PATIENCE_SECONDS * 1000:.0f} ms at the latest"),
-    ("protocol", f"extends the TTL {WORDS[extensions._BEATS]} times"),
+    ("protocol", f"An answer has at most {answer_memory.MOST_ANSWER_BYTES // MIB} MiB"),
+    ("protocol", f"after {policy_change_order.PATIENCE_SECONDS * 1000:.0f} ms at the latest"),
+    ("protocol", f"extends the TTL {WORDS[extension_catalog._BEATS]} times"),
     # --- attestation ---
     ("attestation", f"it tries again, at most {WORDS[tsm.ATTEMPTS]} times"),
     (
@@ -169,8 +170,8 @@ PROMISES = [
     (
         "attestation",
         (
-            f"of at most {WORDS[int(keeper.AFTER_FAILURE.longest) // 3600]} hours "
-            f"({keeper.WHILE_MISSED.longest / 60:.0f} minutes while evidence is refused"
+            f"of at most {WORDS[int(refreshing.AFTER_FAILURE.longest) // 3600]} hours "
+            f"({refreshing.WHILE_MISSED.longest / 60:.0f} minutes while evidence is refused"
         ),
     ),
     # --- others ---
@@ -193,7 +194,7 @@ PROMISES = [
     ("workload-api", f"at most `node.hold` ({seconds_of(NodeSettings, 'hold')} s)"),
     ("threat-model", f"beyond {MOST_GROUPS:,} groups or {MOST_LABELS} labels"),
     ("threat-model", f"a pod that more than {MOST_SERVICES} Services select"),
-    ("threat-model", f"of at most {http._MAX_LINES} lines"),
+    ("threat-model", f"of at most {http_listener._MAX_LINES} lines"),
     ("reliability", f"No gap is longer than {schedule.RETRY_GAP:.0%}".replace("%", " %")),
     (
         "reliability",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sds.agent.authorizations import PolicyAuthorizations
-from sds.agent.peers import PolicyPeers
+from sds.agent.policy_authorizations import PolicyAuthorizations
+from sds.agent.policy_peers import PolicyPeers
 from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, Protocol, SecretSource

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.agent.snapshot import LivingParts, UnservedIdentities
+from sds.agent.state_reader import LivingParts, UnservedIdentities
 from sds.authority.istio import IstioAuthority
 from sds.authority.istio_settings import IstioSettings
 from sds.bootstrap.build import make_bootstrap

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from sds.operations.http import listening
+from sds.operations.http_listener import listening
 from sds.operations.status_page.handler import handler
 from sds.settings.listen import ListenAddress
 from tests.support import need

@@ -15,13 +15,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.json_format import MessageToDict
 
-from sds.agent.peers import PolicyPeers
+from sds.agent.policy_peers import PolicyPeers
 from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
 from sds.identity import Identity, TrustDomain
 from sds.secrets.store import SecretStore
-from sds.serving.catalog import Aliases, Catalog
+from sds.serving.secret_catalog import Aliases, Catalog
 from sds.workload.entitlement import Caller
 from tests.support.bootstrap_rules import nodes
 from tests.support.envoy import NEWEST, VERSIONS, running_envoy

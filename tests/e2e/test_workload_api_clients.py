@@ -12,9 +12,9 @@ import pytest
 from spiffe import X509Source
 
 from sds.secrets.store import SecretStore
-from sds.serving.unsent import UnsentSecrets
+from sds.serving.unsent_secrets import UnsentSecrets
 from sds.serving.workload_api import WorkloadApi
-from sds.workload.connected import entitlement_of
+from sds.workload.connection_caller import entitlement_of
 from sds.workload.recognition import Timing
 from tests.support import need
 from tests.support.front_door import TRUST_DOMAIN, Door, front_door, rules, unix, until

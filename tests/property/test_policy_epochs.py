@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sds.errors import PolicyNotInForceError
-from sds.policy.standing import NO_POLICY_DIGEST, Standing, standing
+from sds.policy.peer_comparison import NO_POLICY_DIGEST, Standing, standing
 from sds.policy.succession import PolicySuccession, offer, split
 from sds.policy.trust import Epoch
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting

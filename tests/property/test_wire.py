@@ -14,11 +14,11 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
 from sds._proto.sds.serving.v1 import request_pb2
+
 from sds.errors import LimitError, MalformedRequestError, ProtocolError
-from sds.serving import fields
-from sds.serving import node as nodes
+from sds.serving import client_node as nodes
+from sds.serving import protobuf_fields
 from sds.serving.wire import (
     MAX_ERROR_CHARACTERS,
     length_delimited,
@@ -169,13 +169,13 @@ def test_what_is_over_a_limit_and_what_is_malformed_are_told_apart() -> None:
 def test_metadata_is_counted_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to 1 MiB of it comes in one piece, as half a million fields or as 900 deep values."""
     built: Counter[str] = Counter()
-    build = fields.message
+    build = protobuf_fields.message
 
     def counted(kind: Any, data: bytes, what: str) -> Any:
         built[kind.DESCRIPTOR.name] += 1
         return build(kind, data, what)
 
-    monkeypatch.setattr("sds.serving.node.message", counted)
+    monkeypatch.setattr("sds.serving.client_node.message", counted)
     key = length_delimited(1, nodes.VALIDATOR_KEY.encode())
     deep = length_delimited(5, b"\x0a\x00" * 400)
     ours = [length_delimited(1, key + length_delimited(2, deep))] * 900
@@ -261,13 +261,13 @@ def test_a_node_whose_list_of_extensions_is_known_says_the_same(parts: list[byte
 
 def test_a_list_of_extensions_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    build = fields.message
+    build = protobuf_fields.message
 
     def counted(kind: Any, data: bytes, what: str) -> Any:
         read.append(len(data))
         return build(kind, data, what)
 
-    monkeypatch.setattr("sds.serving.node.message", counted)
+    monkeypatch.setattr("sds.serving.client_node.message", counted)
     nodes._known_tails.clear()
     for number in range(5):
         node = length_delimited(1, b"envoy %d" % number) + _EXTENSIONS

@@ -179,7 +179,7 @@ async def test_a_fault_in_any_step_of_a_connection_ends_that_one(
             "owner": (sys.modules["sds.workload.front_door"], "owner_of"),
             "recognition": (sys.modules["sds.workload.front_door"], "Recognition"),
             "connection": (door.server, "connection"),
-            "begin": (sys.modules["sds.transport.served"].ServedConnection, "begin"),
+            "begin": (sys.modules["sds.transport.served_connection"].ServedConnection, "begin"),
         }[where]
         real = getattr(*target)
         monkeypatch.setattr(*target, breaking(real))

@@ -17,7 +17,7 @@ from sds.errors import WorkloadError
 from sds.identity import Identity, parse_trust_domain
 from sds.transport.server import Server
 from sds.unix_sockets import listening
-from sds.workload.connected import entitlement_of
+from sds.workload.connection_caller import entitlement_of
 from sds.workload.executables import Executables
 from sds.workload.front_door import DoorLimits, FrontDoor
 from sds.workload.mapping import Defaults, Matching, WorkloadRule

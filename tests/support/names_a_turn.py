@@ -8,7 +8,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from sds.serving import wire
-from sds.serving.catalog import Catalog
+from sds.serving.secret_catalog import Catalog
 from sds.serving.subscription import delta, state
 from sds.serving.subscription.state import Watch
 from sds.serving.watches import Watches

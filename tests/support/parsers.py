@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sds._proto.istio.v1.auth.ca_pb2 import IstioCertificateResponse
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.agent.config import AgentConfig
-from sds.attestation import foreign, pem, recognise, revocation
+from sds.attestation import other_formats, pem, recognise, revocation
 from sds.attestation.azure import runtime as azure_runtime
 from sds.attestation.csr import make_attested_csr, parse_attested_csr
 from sds.attestation.kubernetes.token import JwksKeys
@@ -58,7 +58,7 @@ from sds.authority import istio_answer
 from sds.authority.istio_token import bearer_problem
 from sds.errors import SdsError
 from sds.exchange import wire
-from sds.exchange.shape import check_shape
+from sds.exchange.message_bounds import check_shape
 from sds.identity import Identity, KeyType, SpiffeId
 from sds.pki import certificate_pem, certificates_from_pem, chain, der, keys, roots
 from sds.pki.pem import der_blocks, pem_blocks
@@ -112,13 +112,12 @@ class Parser:
 
 NOT_PARSERS: Final = {
     "sds.attestation.evidence:report_data": "hashes what we made",
-    "sds.ca.server:_Context.write": "a port",
     "sds.authority.session:Session.accepted": "keeps a nonce, whose length usable checks",
-    "sds.attestation.foreign:is_sgx_quote": "looks at eight bytes of a header",
-    "sds.attestation.foreign:is_snp_report": "looks at three numbers of a header",
-    "sds.attestation.foreign:is_td_report": "looks at two bytes of a header",
-    "sds.attestation.foreign:describe_td_report": "cuts what parse_hcl laid out",
-    "sds.attestation.foreign:describe_sgx_quote": "cuts what is_sgx_quote measured",
+    "sds.attestation.other_formats:is_sgx_quote": "looks at eight bytes of a header",
+    "sds.attestation.other_formats:is_snp_report": "looks at three numbers of a header",
+    "sds.attestation.other_formats:is_td_report": "looks at two bytes of a header",
+    "sds.attestation.other_formats:describe_td_report": "cuts what parse_hcl laid out",
+    "sds.attestation.other_formats:describe_sgx_quote": "cuts what is_sgx_quote measured",
     "sds.attestation.azure.metadata:MetadataService.td_quote": "sends what it takes",
     "sds.attestation.evidence:ChallengedAttester.answer_challenge": "a port",
     "sds.attestation.exchange_key.events:key_digest": "hashes",
@@ -149,7 +148,7 @@ NOT_PARSERS: Final = {
     "sds.authority.policy_peer:NoPolicy.offer": "takes nothing",
     "sds.authority.policy_peer:PolicyPeer.offer": "a port; sds.policy parses",
     "sds.ca.signers:SigningState.known_since": "looks a root up",
-    "sds.ca.proof:Prover.prove": "binds a nonce that was checked",
+    "sds.ca.own_evidence:Prover.prove": "binds a nonce that was checked",
     "sds.pki.der:from_octets": "writes",
     "sds.policy.envelope:PolicySigner.sign": "signs what we made",
     "sds.policy.envelope:new_envelope": "writes",
@@ -399,7 +398,7 @@ PARSERS: Final[list[Parser]] = [
         samples=_configurations,
         shapes={name: YAML[name] for name in ("keys", "aliases of aliases")},
     ),
-    Parser(name="sds.exchange.shape:check_shape", parse=check_shape, samples=_messages),
+    Parser(name="sds.exchange.message_bounds:check_shape", parse=check_shape, samples=_messages),
     Parser(name="sds.exchange.wire:parse_request", parse=wire.parse_request, samples=_messages),
     Parser(name="sds.exchange.wire:parse_response", parse=wire.parse_response, samples=_messages),
     Parser(
@@ -423,15 +422,17 @@ PARSERS: Final[list[Parser]] = [
         parse=parse_attested_csr,
         samples=_attested_csr,
     ),
-    Parser(name="sds.attestation.foreign:parse_hcl", parse=foreign.parse_hcl, samples=_hcl),
     Parser(
-        name="sds.attestation.foreign:from_text",
-        parse=foreign.from_text,
+        name="sds.attestation.other_formats:parse_hcl", parse=other_formats.parse_hcl, samples=_hcl
+    ),
+    Parser(
+        name="sds.attestation.other_formats:from_text",
+        parse=other_formats.from_text,
         samples=lambda: (b"MDA=", b'"_-8"\n', b"30 30\n"),
     ),
     Parser(
-        name="sds.attestation.foreign:snp_report_within",
-        parse=foreign.snp_report_within,
+        name="sds.attestation.other_formats:snp_report_within",
+        parse=other_formats.snp_report_within,
         samples=lambda: (simulated().machine().report(bytes(64)),),
     ),
     Parser(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sds.agent.peers import PolicyPeers
+from sds.agent.policy_peers import PolicyPeers
 from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
-
 from sds._proto.sds.ca.v1 import ca_pb2
+
 from sds.authority.channel import TLS_SERVER_NAME, AttestedTls, connect
 from sds.exchange import wire
 from sds.exchange.challenge import digest_of, lifetime_seconds, new_nonce, request_report_data
-from sds.policy.standing import NO_POLICY_DIGEST
+from sds.policy.peer_comparison import NO_POLICY_DIGEST
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

@@ -16,7 +16,7 @@ from sds.agent.grpc_fallback import CalledBy, listen_by_grpc, make_grpc_server
 from sds.clock import SystemClock
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
-from sds.secrets.memory import SecretBytes
+from sds.secrets.key_memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid
 from sds.serving.calls import ADS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import CSDS_SERVICE, ClientStatus
@@ -24,7 +24,7 @@ from sds.serving.health import HEALTH_SERVICE, SocketHealth
 from sds.serving.limits import ServingLimits
 from sds.serving.server import AnyServer, add_health, add_reflection, make_server
 from sds.serving.service import SecretService, ServingOptions
-from sds.serving.tickets import SessionTickets
+from sds.serving.session_ticket_keys import SessionTickets
 from sds.transport.server import Server
 from sds.unix_sockets import listening
 from sds.workload.entitlement import Caller, Entitlement

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sds.pki import private_key_pem
-from sds.secrets.memory import SecretBytes
+from sds.secrets.key_memory import SecretBytes
 from sds.secrets.store import Svid
 from tests.support.certificates import Signer, Wish, ca_wish, key_usage, self_signed
 

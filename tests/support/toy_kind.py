@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sds.attestation.evidence import ReportData
     from sds.attestation.kind import Demands
     from sds.attestation.reference_values import ReferenceValues
-    from sds.attestation.section import AttestationSection
+    from sds.attestation.settings import AttestationSection
 
 NAME: Final = "toy"
 _MAGIC: Final = b"TOY1"

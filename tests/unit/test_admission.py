@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sds.admission import memory
-from sds.admission.memory import Memory, MemoryFile
+from sds.admission import memory_file
+from sds.admission.memory_file import Memory, MemoryFile
 from sds.admission.node_check import check_node, containerd_findings, kubelet_findings
 from sds.admission.question import MOST_DOCUMENT, Question, read_question
 from sds.admission.script import script
@@ -284,7 +284,7 @@ async def test_no_memory_is_written_that_is_too_long_to_be_read(
     node: NodeInTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await node.create(SANDBOX, spec(SANDBOX))
-    monkeypatch.setattr(memory, "_MAX_BYTES", (tmp_path / "memory.json").stat().st_size + 10)
+    monkeypatch.setattr(memory_file, "_MAX_BYTES", (tmp_path / "memory.json").stat().st_size + 10)
     with refused("admission_form", match="cannot be remembered: File too large"):
         await node.create(CONTAINER, spec(CONTAINER, name="main"))
     assert MemoryFile(tmp_path).read() == node.memory

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.admission.memory import Memory, MemoryFile
+from sds.admission.memory_file import Memory, MemoryFile
 from sds.admission.policy_memory import PolicyMemory
 from sds.policy.succession import PolicySuccession, offer
 from tests.support.clock import PauseCounter

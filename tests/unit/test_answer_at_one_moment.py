@@ -11,8 +11,8 @@ import pytest
 
 from sds.errors import WorkloadError
 from sds.secrets.store import SecretStore
+from sds.serving.answer_memory import AnswerMemory
 from sds.serving.encode import SECRET_TYPE, Resource
-from sds.serving.held import Held
 from sds.serving.service import SecretService
 from sds.serving.slices import SLICE
 from sds.serving.subscription.messages import Answer, SotwRequest
@@ -44,7 +44,7 @@ def service() -> Iterator[SecretService]:
 def begun(service: SecretService, entitlement: Entitlement) -> Generator[int, None, Any]:
     request = SotwRequest(names=(str(WEB.spiffe_id), str(API.spiffe_id)))
     making: Generator[int, None, Any] = service.answer(
-        entitlement, SECRET_TYPE, request, strong=False, held=Held()
+        entitlement, SECRET_TYPE, request, strong=False, held=AnswerMemory()
     )
     next(making)
     return making
@@ -83,7 +83,7 @@ def test_what_was_found_before_a_change_does_not_wait_for_the_rest(service: Secr
     """It may have a key that retired, and a client with many calls makes each of them long."""
     entitlement = Entitlement(caller(WEB))
     request = SotwRequest(names=(str(WEB.spiffe_id), *(f"none{at}" for at in range(20 * SLICE))))
-    making = service.answer(entitlement, SECRET_TYPE, request, strong=False, held=Held())
+    making = service.answer(entitlement, SECRET_TYPE, request, strong=False, held=AnswerMemory())
 
     def found() -> list[Resource]:
         whole: Answer[Resource] = inspect.getgeneratorlocals(making).get("whole", Answer())

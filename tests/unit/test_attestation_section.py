@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sds.attestation.build import Verification, make_attester
 from sds.attestation.evidence import Evidence, EvidenceKind, report_data
-from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.settings import AttestationSection, VerificationSection
 from sds.attestation.snp.endorsements import endorsements_of
 from sds.attestation.snp.simulated import SimulatedMachine
 from sds.clock import SystemClock

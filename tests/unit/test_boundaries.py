@@ -21,7 +21,7 @@ import pytest
 
 from sds import faults
 from sds.identity import Identity, SpiffeId, TrustDomain
-from sds.serving.order import Order
+from sds.serving.policy_change_order import PolicyChangeOrder
 from sds.serving.session import _deliver
 from sds.workload.entitlement import Caller, Entitlement
 from sds.workload.kubernetes.watch import ListWatch
@@ -75,7 +75,7 @@ BOUNDARIES = {
     "sds/authority/istio_line.py:IstioLine._close_if_done": LOOP,
     "sds/authority/root_file.py:RootFile.current": AWAITED,
     "sds/backoff.py:sleep_unless": AWAITED,
-    "sds/ca/unproven.py:ReadingTurns._review": LOOP,
+    "sds/ca/unproven_streams.py:ReadingTurns._review": LOOP,
     "sds/ca/run.py:_serve": END,
     "sds/ca/run.py:_ended_by_signals": LOOP,
     "sds/commands/agent.py:_until_stopped": END,
@@ -87,31 +87,31 @@ BOUNDARIES = {
     "sds/federation/endpoint.py:fetch": "a timer that only cuts a connection",
     "sds/federation/refresh.py:Federation._start": ONE,
     "sds/operations/hangup.py:_handled": LOOP,
-    "sds/operations/http.py:_bind": ONE,
+    "sds/operations/http_listener.py:_bind": ONE,
     "sds/operations/log_sink.py:LogSink._keep": "what the system answers is suppressed",
     "sds/operations/notify.py:notify": ONE,
     "sds/secrets/rotation.py:Rotation.run": INSIDE,
-    "sds/serving/idle.py:CrowdTrimmer._look": LOOP,
-    "sds/serving/idle.py:CrowdTrimmer._wait": LOOP,
-    "sds/serving/unsent.py:UnsentSecrets._after": LOOP,
-    "sds/serving/way.py:GrpcWay.soon": LOOP,
-    "sds/serving/way.py:GrpcWay.start": STARTED,
-    "sds/serving/way.py:GrpcWay.write": AWAITED,
+    "sds/serving/crowd_trimmer.py:CrowdTrimmer._look": LOOP,
+    "sds/serving/crowd_trimmer.py:CrowdTrimmer._wait": LOOP,
+    "sds/serving/unsent_secrets.py:UnsentSecrets._after": LOOP,
+    "sds/serving/call_output.py:GrpcCallOutput.soon": LOOP,
+    "sds/serving/call_output.py:GrpcCallOutput.start": STARTED,
+    "sds/serving/call_output.py:GrpcCallOutput.write": AWAITED,
     "sds/threads.py:Threads._start_another": RAISED,
     "sds/threads.py:alone": RAISED,
     "sds/transport/accepting.py:Acceptor.__init__": ONE,
     "sds/transport/accepting.py:Acceptor._pause": LOOP,
     "sds/transport/accepting.py:Acceptor._resume": ONE,
     "sds/transport/call.py:Call.start": STARTED,
-    "sds/transport/calls.py:Calls._on_opened": LOOP,
-    "sds/transport/calls.py:Calls._start": ONE,
+    "sds/transport/connection_calls.py:Calls._on_opened": LOOP,
+    "sds/transport/connection_calls.py:Calls._start": ONE,
     "sds/transport/connected_socket.py:ConnectedSocket._send": LOOP,
     "sds/transport/connected_socket.py:ConnectedSocket.abort": LOOP,
     "sds/transport/input_readiness.py:InputReadiness.expect": ONE,
     "sds/settings/watching.py:follow_folders": "what follows the files is supervised",
-    "sds/transport/served.py:ServedConnection._close_soon": LOOP,
-    "sds/transport/served.py:ServedConnection._expect_stream": LOOP,
-    "sds/transport/served.py:ServedConnection.begin": LOOP,
+    "sds/transport/served_connection.py:ServedConnection._close_soon": LOOP,
+    "sds/transport/served_connection.py:ServedConnection._expect_stream": LOOP,
+    "sds/transport/served_connection.py:ServedConnection.begin": LOOP,
     "sds/transport/server.py:Server.stop": END,
     "sds/transport/turns.py:Turns._expect_turn": ONE,
     "sds/transport/turns.py:Turns._turn": LOOP,
@@ -258,7 +258,7 @@ async def test_a_conversation_that_cannot_be_told_of_a_change_ends_and_holds_up_
         return _Told(stream=stream, subscription=subscription, type_url=kind)
 
     before = dict(faults.counts())
-    order = Order(_deliver)
+    order = PolicyChangeOrder(_deliver)
     order.begin("first")
     order.touch(conversation("a", "first", lambda _: None), ("n",))
     order.touch(conversation("b", "second", broken), ("n",))

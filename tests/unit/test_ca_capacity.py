@@ -7,8 +7,8 @@ import pytest
 from sds.ca.capacity import connections
 from sds.ca.connections import authority_budgets, server_limits
 from sds.ca.server import ExchangeLimits
-from sds.operations.places import most_connections
-from sds.settings.fields import MOST
+from sds.operations.listener_places import most_connections
+from sds.settings.field_types import MOST
 
 MIB = 1024 * 1024
 

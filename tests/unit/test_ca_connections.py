@@ -16,7 +16,7 @@ from sds.ca import listening as listening_module
 from sds.ca.connections import Connections, KnownConnection, authority_budgets
 from sds.ca.listening import open_listeners, peer_name
 from sds.ca.server import ExchangeLimits
-from sds.ca.strangers import YOUNG_SECONDS, Stage, Strangers, strangers_room
+from sds.ca.stranger_connections import YOUNG_SECONDS, Stage, Strangers, strangers_room
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError

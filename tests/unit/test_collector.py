@@ -6,7 +6,7 @@ import asyncio
 import gc
 from typing import TYPE_CHECKING
 
-from sds.operations.collector import (
+from sds.operations.garbage_collection import (
     LONGEST_SECONDS,
     PAUSE_SECONDS,
     QUIET_STREAMS,

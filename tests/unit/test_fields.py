@@ -10,7 +10,7 @@ import pytest
 from sds.errors import ConfigurationError
 from sds.identity import KeyType, SpiffeId
 from sds.settings import yamlfile
-from sds.settings.fields import (
+from sds.settings.field_types import (
     DnsNameField,
     Duration,
     HexBytes,

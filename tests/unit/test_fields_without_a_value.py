@@ -17,8 +17,8 @@ from sds.errors import ConfigurationError
 from sds.policy.cases import CaseFile
 from sds.policy.document import PolicyDocument
 from sds.settings import yamlfile
-from sds.settings.fields import Written
-from sds.settings.shape import members
+from sds.settings.field_types import Written
+from sds.settings.model_fields import members
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,9 +19,9 @@ from sds.ca.token_keys import key_reader
 from sds.errors import ConfigurationError, SdsError
 from sds.federation.refresh import parse_bundle_file
 from sds.files import read_file, replace_file
-from sds.policy.files import read_signed
 from sds.policy.keys import read_verification_key
-from sds.serving.generic import read_memory_file
+from sds.policy.offered_files import read_signed
+from sds.serving.generic_secrets import read_memory_file
 from sds.settings import yamlfile
 from sds.settings.checking import ConfigurationChecks
 from tests.support.source import methods_called
@@ -125,13 +125,13 @@ def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
 
 OWN = {
     "sds/admission/script.py": "the source of a module of ours",
-    "sds/attestation/storing.py": "compares with what it is about to write, if that is a file",
+    "sds/attestation/collateral/storing.py": "compares with what it is about to write",
     "sds/control_group.py": "the kernel's files of our own control group",
     "sds/commands": "a person's command waits for what the person named",
     "sds/demo": "files of its own",
     "sds/operations/metrics/families.py": "the kernel's file about ourselves",
     "sds/attestation/guest": "the kernel's interfaces of confidential guests",
-    "sds/secrets/heap.py": "the kernel's files about ourselves",
+    "sds/secrets/heap_trim.py": "the kernel's files about ourselves",
     "sds/workload": "the kernel's files about processes, and files of our own",
 }
 """Code that reads files by other means, and why it may."""

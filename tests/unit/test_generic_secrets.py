@@ -10,9 +10,9 @@ from sds.clock import SystemClock
 from sds.errors import ConfigurationError
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.secrets.store import SecretStore
-from sds.serving import generic
-from sds.serving.catalog import Aliases
-from sds.serving.generic import MAX_BYTES, GenericSecretFiles, read_memory_file
+from sds.serving import generic_secrets
+from sds.serving.generic_secrets import MAX_BYTES, GenericSecretFiles, read_memory_file
+from sds.serving.secret_catalog import Aliases
 from sds.workload.entitlement import Caller
 
 IDENTITY = Identity(spiffe_id=SpiffeId(TrustDomain("example.org"), "/web"))
@@ -168,9 +168,9 @@ async def test_a_value_that_changes_is_served_without_a_restart(
 async def test_a_file_that_hangs_keeps_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = files(memory_file(b"one"))
     answers = threading.Event()
-    monkeypatch.setattr(generic, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(generic_secrets, "ANSWER_SECONDS", 0.01)
     with monkeypatch.context() as patched:
-        patched.setattr(generic, "_read", lambda *_, **__: answers.wait())
+        patched.setattr(generic_secrets, "_read", lambda *_, **__: answers.wait())
         await secrets._look(lambda: None)
         answers.set()
     found = secrets.current(WEB, "token")

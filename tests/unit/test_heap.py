@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from sds.secrets.heap import locked_heap
+from sds.secrets.heap_trim import locked_heap
 
 MAPS = ["5626b0000000-5626b0100000 rw-p 00000000 00:00 0    [heap]", "7f00-7f10 rw-p 0 00:00 0"]
 CROWD = """
 import json
 import sys
 from sds.secrets.hardening import harden
-from sds.secrets.heap import give_back
+from sds.secrets.heap_trim import give_back
 
 def figures():
     lines = open("/proc/self/status").read().splitlines()

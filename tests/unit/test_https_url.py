@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.settings import AttestationSection, VerificationSection
 from sds.errors import ConfigurationError
 from sds.federation.endpoint import BundleServer
 from sds.settings.https_url import check_http_url, check_https_url
-from sds.settings.words import shown
+from sds.settings.value_errors import shown
 from sds.settings.yamlfile import validate
 
 USABLE = [

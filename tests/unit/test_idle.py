@@ -1,8 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from sds.secrets.heap import give_back
-from sds.serving.idle import CROWD, QUIET_SECONDS, REST_SECONDS, CrowdTrimmer
+from sds.secrets.heap_trim import give_back
+from sds.serving.crowd_trimmer import CROWD, QUIET_SECONDS, REST_SECONDS, CrowdTrimmer
 
 
 class Timers:

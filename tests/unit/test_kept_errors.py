@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.attestation.checks import Check, Verdict
-from sds.attestation.files import InForce
+from sds.attestation.collateral.followed_files import InForce
 from sds.clock import SystemClock
 from sds.errors import EvidenceError, WorkloadError
 from sds.workload.cri.attestor import CriAttestor

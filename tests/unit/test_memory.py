@@ -14,7 +14,7 @@ import pytest
 from sds.errors import ConfigurationError, SecretWipedError
 from sds.secrets import hardening
 from sds.secrets.allocator import is_wanted, is_wiping, wiping_environment
-from sds.secrets.memory import SecretBytes, wipe
+from sds.secrets.key_memory import SecretBytes, wipe
 
 
 def test_a_secret_is_revealed_until_it_is_wiped() -> None:

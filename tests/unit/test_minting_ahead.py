@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sds.errors import WorkloadError
-from sds.workload.ahead import DECISIONS_A_TURN, AheadLimits, MintingAhead
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
+from sds.workload.minting_ahead import DECISIONS_A_TURN, AheadLimits, MintingAhead
 from sds.workload.recognition import Rules
 from tests.support.clock import FakeClock
 from tests.support.front_door import rules

@@ -18,7 +18,7 @@ from sds.secrets.store import SecretStore
 from sds.transport.server import Server
 from sds.unix_sockets import listening
 from sds.workload import attestors
-from sds.workload.connected import entitlement_of
+from sds.workload.connection_caller import entitlement_of
 from sds.workload.cri.settings import PodContents
 from tests.support import toy_attestor
 from tests.support.front_door import WHO, Keeper, ask, rules

@@ -15,7 +15,7 @@ from sds.attestation.csr import make_attested_csr, parse_attested_csr
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.guest.tsm import TsmReport, evidence_of
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.settings import AttestationSection, VerificationSection
 from sds.cli import main
 from sds.errors import ConfigurationError, EvidenceError
 from sds.exchange.wire import evidence_from_wire, evidence_to_wire

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from sds.agent.admin import encode
 from sds.agent.budget_settings import BudgetsSection
 from sds.agent.owners import Owners
-from sds.commands.plain import plain
+from sds.commands.json_output import plain
 from sds.errors import LimitError
 from sds.operations.metrics.owners import OwnersCollector
-from sds.serving.names import NameLimits
+from sds.serving.name_budget import NameLimits
 from sds.transport.budget import CONNECTION_BYTES, Budgets
 from sds.transport.budget_sizes import RECOGNISED, STRANGERS, Share, Total
 from sds.transport.usage import LIMITS, largest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from sds.operations.places import MAX_CONNECTIONS, MAX_WAITING, ConnectionPlaces, Patience
+from sds.operations.listener_places import MAX_CONNECTIONS, MAX_WAITING, ConnectionPlaces, Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,8 +17,8 @@ import pytest
 
 from sds.agent import socket_guard
 from sds.agent.health import HealthReporter
-from sds.agent.snapshot import UnservedIdentities
 from sds.agent.socket_guard import PERIOD_SECONDS, REMEMBERED_SECONDS, SocketGuard
+from sds.agent.state_reader import UnservedIdentities
 from sds.errors import SocketError
 from sds.operations.notify import readiness_notifier
 from sds.operations.readiness import Readiness, agent_readiness

@@ -29,7 +29,7 @@ from sds.errors import (
     SecretWipedError,
 )
 from sds.identity import MAX_DNS_NAMES, Identity, KeyType, SpiffeId, TrustDomain
-from sds.secrets.roots import settling_left
+from sds.secrets.root_rollover import settling_left
 from sds.secrets.roots_poll import pause_seconds
 from sds.secrets.rotation import Rotation
 from sds.secrets.rotation_settings import RotationSettings

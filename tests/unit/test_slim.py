@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from sds.slim import SlimDict
+from sds.shrinking_dict import ShrinkingDict
 from tests.support.cost import assert_linear
 
 
-def filled(count: int) -> SlimDict[int, None]:
-    made: SlimDict[int, None] = SlimDict()
+def filled(count: int) -> ShrinkingDict[int, None]:
+    made: ShrinkingDict[int, None] = ShrinkingDict()
     for number in range(count):
         made[number] = None
     return made

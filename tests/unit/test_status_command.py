@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
-
 from sds._proto.sds.agent.v1 import agent_pb2
 from sds._proto.sds.workload.v1 import whoami_pb2
+
 from sds.agent.admin import encode
 from sds.commands import status as status_command
-from sds.commands.plain import plain
+from sds.commands.json_output import plain
 from sds.commands.status import lines, screen
 from sds.operations.readiness import Readiness
 from sds.operations.state import (

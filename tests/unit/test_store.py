@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.operations.metrics.families import AgentFamilies
 from sds.operations.metrics.store import MeteredStore
-from sds.secrets.books import MOST_VERSIONS, SubscriptionBooks
-from sds.secrets.memory import SecretBytes
+from sds.secrets.key_memory import SecretBytes
 from sds.secrets.store import Change, ResourceKey, SecretStore, Svid, Version
+from sds.secrets.subscription_books import MOST_VERSIONS, SubscriptionBooks
 
 TD = TrustDomain("example.org")
 IDENTITY = Identity(spiffe_id=SpiffeId(TD, "/a"))

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from sds.clock import LOOK_SECONDS, Instant
 from sds.identity import Identity, SpiffeId, TrustDomain
-from sds.secrets.memory import SecretBytes
+from sds.secrets.key_memory import SecretBytes
 from sds.secrets.store import SecretStore
-from sds.serving.tickets import KEY_BYTES, KEYS, SessionTickets, TicketKey, rotated
+from sds.serving.session_ticket_keys import KEY_BYTES, KEYS, SessionTickets, TicketKey, rotated
 from tests.support.clock import FakeClock
 from tests.support.serving import svid
 

@@ -9,7 +9,7 @@ import pytest
 
 from sds import faults
 from sds.attestation.build import make_attester
-from sds.attestation.section import AttestationSection
+from sds.attestation.settings import AttestationSection
 from sds.attestation.tpm.issuers import MOST_FILES, IssuerFolder
 from sds.errors import ConfigurationError
 from sds.pki import certificate_pem

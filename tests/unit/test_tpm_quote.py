@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from sds.attestation.azure.runtime import parse_runtime
 from sds.attestation.checks import Checks
 from sds.attestation.evidence import ReportData
-from sds.attestation.foreign import parse_hcl
+from sds.attestation.other_formats import parse_hcl
 from sds.attestation.tpm import commands, device
 from sds.attestation.tpm.attest import SHA256_BANK, Bank
 from sds.attestation.tpm.credential import make_credential

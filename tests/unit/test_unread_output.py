@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from sds.transport import unread
+from sds.transport import unread_output
 from sds.transport.budget import Budgets
 from sds.transport.budget_sizes import Share
 from sds.transport.connected_socket import ConnectedSocket
 from sds.transport.server import Server
-from sds.transport.unread import UnreadOutput
+from sds.transport.unread_output import UnreadOutput
 from sds.unix_sockets import listening
 from tests.support.raw_client import connected, message
 
@@ -31,7 +31,7 @@ SENT = 100_000
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unread, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(unread_output, "LOOK_SECONDS", 0.01)
 
 
 class User:

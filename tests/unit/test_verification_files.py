@@ -17,13 +17,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sds.attestation import files
 from sds.attestation.build import Verification
+from sds.attestation.collateral import followed_files
+from sds.attestation.collateral.age import documents
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.section import FetchSection, VerificationSection
+from sds.attestation.settings import FetchSection, VerificationSection
 from sds.attestation.snp.report import Product
-from sds.attestation.standing import documents
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError
 from sds.operations.instruments import Instruments
@@ -424,8 +424,8 @@ async def test_files_that_do_not_answer_are_noticed(
     path.write_bytes(crl(root))
     verification = Verification(section(root, tmp_path, path), clock=SystemClock())
     answers = threading.Event()
-    monkeypatch.setattr(files, "_ANSWER_SECONDS", 0.05)
-    monkeypatch.setattr(files, "read_files", lambda _: answers.wait())
+    monkeypatch.setattr(followed_files, "_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(followed_files, "read_files", lambda _: answers.wait())
     await verification.files._look()
     answers.set()
     assert "did not answer" in verification.files.problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from sds.attestation.wanted import MOST, WantedByOwners
+from sds.attestation.collateral.wanted_by_owners import MOST, WantedByOwners
 
 
 async def taken(wanted: WantedByOwners) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 from tests.support.source import modules
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from sds.agent import build
 from sds.agent.config import AgentConfig
 from sds.policy import lint
 from sds.policy.document import PolicyDocument
-from sds.workload.forms import impossible_values
 from sds.workload.mapping import WorkloadRule
+from sds.workload.selector_forms import impossible_values
 from tests.support.policies import document
 
 DIGEST = hashlib.sha256(b"").hexdigest()

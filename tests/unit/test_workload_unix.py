@@ -25,7 +25,7 @@ from sds.workload.entitlement import Selector
 from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.peer import Peer
 from sds.workload.unix import EXECUTABLE_TYPES, UnixAttestor
-from sds.workload.unmapped import UnmappedIds, unmapped_ids
+from sds.workload.unmapped_ids import UnmappedIds, unmapped_ids
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:

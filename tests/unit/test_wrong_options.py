@@ -17,7 +17,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from sds.attestation.fetching import Fetcher
+from sds.attestation.collateral.fetching import Fetcher
 from sds.cli import main
 from sds.commands import bootstrap, demo, simulate
 from sds.errors import SdsError

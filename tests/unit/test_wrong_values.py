@@ -20,8 +20,8 @@ from sds.ca.config import AuthorityConfig
 from sds.errors import ConfigurationError
 from sds.policy.document import PolicyDocument
 from sds.settings import yamlfile
-from sds.settings.shape import members
-from sds.settings.words import expected_words
+from sds.settings.model_fields import members
+from sds.settings.value_errors import expected_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

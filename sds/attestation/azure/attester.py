@@ -18,7 +18,7 @@ from sds.attestation.azure.metadata import MetadataService
 from sds.attestation.azure.runtime import parse_runtime
 from sds.attestation.checks import Checks
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.attestation.foreign import HclBlob, parse_hcl
+from sds.attestation.other_formats import HclBlob, parse_hcl
 from sds.attestation.snp.endorsements import endorsements_of
 from sds.attestation.snp.report import Report
 from sds.attestation.snp.sources import fits_report
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.attestation.evidence import ReportData
-    from sds.attestation.section import AttestationSection
+    from sds.attestation.settings import AttestationSection
     from sds.attestation.snp.sources import Endorsements
     from sds.clock import Clock
 

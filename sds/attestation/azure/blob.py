@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sds.attestation.foreign import parse_hcl
+from sds.attestation.other_formats import parse_hcl
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.device import open_tpm
 from sds.errors import EvidenceError, EvidenceUnavailableError

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from sds.attestation.azure.verifier import AzureValues, VtpmVerifier, hardware_report
 from sds.attestation.evidence import EvidenceKind
-from sds.attestation.foreign import parse_hcl
 from sds.attestation.kind import KindOfEvidence
+from sds.attestation.other_formats import parse_hcl
 from sds.attestation.tpm.parcel import MARK, Piece, quote_of, unpack
 from sds.attestation.tpm.quote import describe_quote
 from sds.attestation.tpm.values import own_values
@@ -21,7 +21,7 @@ from sds.errors import EvidenceError
 if TYPE_CHECKING:
     from sds.attestation.evidence import Attester
     from sds.attestation.kind import Demands
-    from sds.attestation.section import AttestationSection
+    from sds.attestation.settings import AttestationSection
 
 _PARAVISORS_VMPL: Final = 0
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
-from sds.attestation.answers import asking, read_body
+from sds.attestation.collateral.publisher_answers import asking, read_body
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.sources import fits_report, hold_together, issuers_of
 from sds.backoff import Backoff, retry_after, uniform

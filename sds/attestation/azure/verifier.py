@@ -16,7 +16,7 @@ from pydantic import Field, StrictBool
 from sds.attestation.azure.runtime import RuntimeData, parse_runtime, report_data_of
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
 from sds.attestation.examiner import KindExaminer
-from sds.attestation.foreign import HclBlob, parse_hcl
+from sds.attestation.other_formats import HclBlob, parse_hcl
 from sds.attestation.reference_values import Hex48  # noqa: TC001  pydantic reads annotations
 from sds.attestation.snp.report import Report
 from sds.attestation.tdx.quote import parse_quote

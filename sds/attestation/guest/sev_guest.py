@@ -26,7 +26,7 @@ from sds.attestation.guest.tsm import (
 from sds.attestation.snp.certificate_table import MAX_TABLE_BYTES
 from sds.attestation.snp.report import REPORT_BYTES
 from sds.errors import EvidenceError, EvidenceUnavailableError
-from sds.outside import EXHAUSTED
+from sds.untrusted_input import EXHAUSTED
 
 if TYPE_CHECKING:
     from sds.attestation.evidence import Evidence, ReportData

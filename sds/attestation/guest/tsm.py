@@ -22,7 +22,7 @@ from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.registry import KINDS, kind_module
 from sds.backoff import Backoff
 from sds.errors import EvidenceError, EvidenceUnavailableError
-from sds.outside import EXHAUSTED
+from sds.untrusted_input import EXHAUSTED
 
 if TYPE_CHECKING:
     from sds.attestation.evidence import ReportData

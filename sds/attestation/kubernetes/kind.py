@@ -12,7 +12,7 @@ from sds.workload.kubernetes.settings import api_server
 
 if TYPE_CHECKING:
     from sds.attestation.kubernetes.token import TokenAttester
-    from sds.attestation.section import AttestationSection
+    from sds.attestation.settings import AttestationSection
 
 _LOGGER = logging.getLogger(__name__)
 

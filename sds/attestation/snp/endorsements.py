@@ -14,13 +14,13 @@ from sds import threads
 from sds.attestation.snp.sources import DirectoryEndorsements, EndorsedAttester
 from sds.errors import ConfigurationError, EndorsementUnavailableError
 from sds.files import is_folder, replace_file
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.attestation.evidence import Attester
-    from sds.attestation.section import AttestationSection
+    from sds.attestation.settings import AttestationSection
     from sds.attestation.snp.report import Report
     from sds.attestation.snp.sources import Endorsements
     from sds.clock import Clock

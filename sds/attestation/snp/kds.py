@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
-from sds.attestation.answers import AFTER_FAILURE, asking, read_body
+from sds.attestation.collateral.publisher_answers import AFTER_FAILURE, asking, read_body
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.report import (
     CPUID_VERSION,

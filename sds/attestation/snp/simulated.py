@@ -47,7 +47,7 @@ from sds.attestation.snp.simulated_certificates import (
 )
 from sds.clock import SystemClock
 from sds.errors import EvidenceError
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from sds.attestation.pem import UNREADABLE, der_certificates
 from sds.errors import EvidenceError, EvidenceMalformedError
-from sds.outside import reading
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

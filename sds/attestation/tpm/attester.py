@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.attestation.evidence import ReportData
-    from sds.attestation.section import AttestationSection
+    from sds.attestation.settings import AttestationSection
     from sds.attestation.tpm.device import Tpm
     from sds.clock import Clock
 

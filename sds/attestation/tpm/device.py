@@ -20,7 +20,7 @@ from typing import Final, Protocol, Self
 
 from sds.attestation.tpm.wire import TpmReader, sized
 from sds.errors import EvidenceError, EvidenceUnavailableError
-from sds.outside import EXHAUSTED
+from sds.untrusted_input import EXHAUSTED
 
 RESOURCE_MANAGER: Final = Path("/dev/tpmrm0")
 """The device that is used if the configuration names none."""

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sds.attestation.tpm.keys import rsa_key
 from sds.errors import CertificateError, EvidenceError
-from sds.outside import reading
 from sds.pki.chain import load_certificate
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

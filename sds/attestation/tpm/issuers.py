@@ -14,9 +14,9 @@ from sds import faults
 from sds.attestation.pem import der_certificates
 from sds.errors import CertificateError, ConfigurationError, EvidenceError
 from sds.files import is_folder, read_file
-from sds.outside import words_of
 from sds.pki.chain import load_certificate
 from sds.problems import Problems
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

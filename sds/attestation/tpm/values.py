@@ -24,7 +24,7 @@ from sds.attestation.tpm.attest import PCRS
 from sds.attestation.tpm.register import ALGORITHM, LAST_PCR
 from sds.errors import ConfigurationError, EvidenceError
 from sds.settings import yamlfile
-from sds.settings.fields import Written
+from sds.settings.field_types import Written
 
 if TYPE_CHECKING:
     from sds.attestation.checks import Checks

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from sds.workload.ahead import MintingAhead
+    from sds.workload.minting_ahead import MintingAhead
 
 _OUTCOMES = ("used", "unused", "no_room")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from sds.attestation.build import Verification
-    from sds.attestation.standing import CollateralFile
+    from sds.attestation.collateral.age import CollateralFile
 
 
 class CollateralCollector(Collector):

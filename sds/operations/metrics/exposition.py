@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client.exposition import choose_encoder
 
-from sds.operations.http import HttpAnswer, HttpRequest
+from sds.operations.http_listener import HttpAnswer, HttpRequest
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from sds.operations.http import HttpHandler
+    from sds.operations.http_listener import HttpHandler
 
 
 _OPENMETRICS: Final = "application/openmetrics-text"

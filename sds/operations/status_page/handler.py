@@ -10,13 +10,13 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from sds.operations.http import HttpAnswer, HttpRequest
+from sds.operations.http_listener import HttpAnswer, HttpRequest
 from sds.operations.status_page.render import page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sds.operations.http import HttpHandler
+    from sds.operations.http_listener import HttpHandler
     from sds.operations.state import AgentState
 
 _HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})

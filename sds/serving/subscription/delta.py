@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from sds.serving.names import name_cost, text_cost
+from sds.serving.name_budget import name_cost, text_cost
 from sds.serving.slices import sliced
 from sds.serving.subscription.messages import Outcome, R
 from sds.serving.subscription.state import WILDCARD, Subscription, Watch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sds.serving.names import name_cost
+from sds.serving.name_budget import name_cost
 from sds.serving.slices import sliced
 from sds.serving.subscription.messages import Outcome, R
 from sds.serving.subscription.state import FEW, WILDCARD, Subscription

@@ -13,9 +13,9 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, Final, Generic
 
-from sds.serving.names import text_cost
+from sds.serving.name_budget import text_cost
 from sds.serving.subscription.messages import Answer, Outcome, R, Receipt, Watched
-from sds.slim import SlimDict
+from sds.shrinking_dict import ShrinkingDict
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -75,11 +75,11 @@ class Subscription(Generic[R]):
             empty_is_all: whether a client that has named nothing yet asks for everything.
         """
         self._empty_is_all = empty_is_all
-        self._watches: SlimDict[str, Watch] = SlimDict()
-        self._due: SlimDict[str, None] = SlimDict()
+        self._watches: ShrinkingDict[str, Watch] = ShrinkingDict()
+        self._due: ShrinkingDict[str, None] = ShrinkingDict()
         """Names to look at, in the order in which they became due."""
         self._all_due = False
-        self._refused: SlimDict[str, None] = SlimDict()
+        self._refused: ShrinkingDict[str, None] = ShrinkingDict()
         """Watched names whose last answer from the client was a refusal."""
         self._halves: deque[tuple[Receipt, ...]] = deque()
         """Halves of refused responses, to be sent once more, each in a response of its own."""
@@ -211,7 +211,7 @@ class Subscription(Generic[R]):
             if resource is not None:
                 room -= self._take_content(answer, name, resource)
                 if room <= 0 and most < sys.maxsize:
-                    later, self._due = self._due, SlimDict()
+                    later, self._due = self._due, ShrinkingDict()
                     self._due.update(dict.fromkeys(names[at + 1 :]))
                     self._due.update(later)
                     break

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sds.errors import ConfigurationError
 from sds.files import read_file
-from sds.outside import reading
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

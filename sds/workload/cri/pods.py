@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sds import threads
 from sds.errors import WorkloadError
 from sds.files import read_file, replace_file
-from sds.outside import words_of
 from sds.problems import Problems
+from sds.untrusted_input import words_of
 from sds.workload.cri.canonical import Surroundings, canonical
 
 if TYPE_CHECKING:

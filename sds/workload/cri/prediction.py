@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import Field
 
-from sds.settings.fields import Settings
+from sds.settings.field_types import Settings
 from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical
 from sds.workload.cri.kubelet import POD_UID, AskedMount, asked, cannot
 

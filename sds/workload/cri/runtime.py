@@ -18,8 +18,8 @@ from sds import threads
 from sds._proto.cri.v1 import runtime_pb2
 from sds.errors import WorkloadError
 from sds.files import socket_target
-from sds.outside import reading
 from sds.supervision import is_cancelled
+from sds.untrusted_input import reading
 from sds.varint import read_varint
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from sds.settings.fields import AbsolutePath, Settings
+from sds.settings.field_types import AbsolutePath, Settings
 from sds.workload.cri.canonical import CanonicalContainer
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]

@@ -24,7 +24,7 @@ from sds.clock import SystemClock
 from sds.errors import KubernetesError
 from sds.files import read_file
 from sds.http_client import client_session
-from sds.outside import words_of
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping

@@ -121,7 +121,7 @@ class KubernetesAttestor:
             return dataclasses.replace(facts, hints=(*facts.hints, why))
         return dataclasses.replace(facts, services=services)
 
-    # --- a sds.workload.ahead.Foresees ----------------------------------------------------------
+    # --- sds.workload.minting_ahead.Foresees ----------------------------------------------------
 
     def coming(self) -> Collection[str]:
         return self._pods.running()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from sds.errors import ConfigurationError
-from sds.settings.fields import DnsNameField, PathField, ServerName, Settings
+from sds.settings.field_types import DnsNameField, PathField, ServerName, Settings
 from sds.workload.kubernetes.server import SERVICE_ACCOUNT, KubernetesServer
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from sds.agent.snapshot import LivingParts, UnservedIdentities
+from sds.agent.state_reader import LivingParts, UnservedIdentities
 from sds.clock import SystemClock
 from sds.errors import AuthorityUnavailableError
 from sds.identity import Identity, SpiffeId, TrustDomain, parse_trust_domain

@@ -13,7 +13,7 @@ from sds.operations.instruments import AgentInstruments
 from sds.operations.metrics.families import AgentFamilies
 from sds.operations.metrics.store import MAX_IDENTITIES, MeteredStore, StoreCollector
 from sds.secrets.identity_status import IdentityStatus
-from sds.secrets.memory import SecretBytes
+from sds.secrets.key_memory import SecretBytes
 from sds.secrets.store import Svid
 from tests.support import need
 

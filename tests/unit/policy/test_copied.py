@@ -14,8 +14,8 @@ import pytest
 from sds.agent.config import AgentConfig
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError
-from sds.policy.copied import PolicyCopy, follow_copy
 from sds.policy.holder import PolicyHolder
+from sds.policy.policy_copy import PolicyCopy, follow_copy
 from sds.policy.succession import PolicySuccession
 from sds.settings import yamlfile
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
@@ -69,8 +69,8 @@ async def test_only_what_is_learnt_later_is_copied(tmp_path: Path) -> None:
 async def test_a_disk_that_stays_full_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sds.policy.copied._AGAIN_SECONDS", 0.01)
-    caplog.set_level("INFO", "sds.policy.copied")
+    monkeypatch.setattr("sds.policy.policy_copy._AGAIN_SECONDS", 0.01)
+    caplog.set_level("INFO", "sds.policy.policy_copy")
     place, agent, tried = tmp_path / "policy.json", holder(), [0]
 
     def full(*_: object, **__: object) -> None:
@@ -79,7 +79,7 @@ async def test_a_disk_that_stays_full_is_said_once(
 
     async with asyncio.timeout(10), running(PolicyCopy(place, agent).run()):
         with monkeypatch.context() as patched:
-            patched.setattr("sds.policy.copied.replace_file", full)
+            patched.setattr("sds.policy.policy_copy.replace_file", full)
             await asyncio.sleep(0)
             agent.take(epoch(8), origin="authority")
             while tried[0] < 5:

@@ -11,7 +11,7 @@ from sds.agent.config import AgentConfig
 from sds.policy.document import PolicyDocument
 from sds.policy.lint_idle import idle
 from sds.workload.mapping import WorkloadRule
-from sds.workload.shadowed import shadowed
+from sds.workload.shadowed_rules import shadowed
 from tests.support.policies import document
 
 S = "spiffe://example.org"

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sds.agent import authorizations, peers
-from sds.agent.authorizations import PolicyAuthorizations
-from sds.agent.peers import PolicyPeers
+from sds.agent import policy_authorizations, policy_peers
+from sds.agent.policy_authorizations import PolicyAuthorizations
+from sds.agent.policy_peers import PolicyPeers
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.policy.authorized import Authorization, AuthorizationRule
 from sds.rules.glob import Glob
 from sds.rules.pattern import parse_spiffe_pattern
 from sds.secrets.store import SecretStore
-from sds.serving import catalog, extensions
-from sds.serving.catalog import Aliases, Catalog
-from sds.serving.extensions import ExtensionCatalog
-from sds.serving.peers import PeerContext, SanMatcher
+from sds.serving import extension_catalog, secret_catalog
+from sds.serving.extension_catalog import ExtensionCatalog
+from sds.serving.peer_policy import PeerContext, SanMatcher
+from sds.serving.secret_catalog import Aliases, Catalog
 from sds.workload.entitlement import Caller
 from tests.support.clock import FakeClock
 from tests.support.policy_mesh import Author, S
@@ -54,10 +54,10 @@ def grown(work: Callable[[int], object], times: int) -> int:
 @pytest.fixture(autouse=True)
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough for a dozen callers, so that a few dozen show a growth."""
-    monkeypatch.setattr(peers, "_MOST_BYTES", MIB)
-    monkeypatch.setattr(authorizations, "_MOST_BYTES", MIB // 4)
-    monkeypatch.setattr(extensions, "_FILTER_BYTES", MIB)
-    monkeypatch.setattr(catalog, "_CONTEXT_BYTES", MIB)
+    monkeypatch.setattr(policy_peers, "_MOST_BYTES", MIB)
+    monkeypatch.setattr(policy_authorizations, "_MOST_BYTES", MIB // 4)
+    monkeypatch.setattr(extension_catalog, "_FILTER_BYTES", MIB)
+    monkeypatch.setattr(secret_catalog, "_CONTEXT_BYTES", MIB)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from securesystemslib.signer import SSlibKey
 
-from sds.agent.authorizations import PolicyAuthorizations
+from sds.agent.policy_authorizations import PolicyAuthorizations
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.errors import PolicyNotInForceError
 from sds.identity import SpiffeId
