@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import json_format
-from sds._proto.sds.agent.v1 import agent_pb2
 
 import sds
 from bench.process_figures import Sample
+from sds._proto.sds.agent.v1 import agent_pb2
 from sds.agent.admin import SERVICE
 from tests.support.node import Node, short_folder
 from tests.support.xds_client import Sotw, channel, fetch, secrets

@@ -16,8 +16,8 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from sds._proto.sds.ca.v1 import ca_pb2
 
+from sds._proto.sds.ca.v1 import ca_pb2
 from sds.authority import channel
 from sds.authority.attested import AttestedAuthority, AuthoritySettings
 from sds.authority.channel import TLS_SERVER_NAME, VerifiedTls, connect, verified_channel

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import FieldDescriptor
-from sds._proto.sds.ca.v1 import ca_pb2
 
+from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca.tls import self_signed_tls
 from sds.exchange.item import IssuedChain
 from tests.support.authority import World, identity, items, wish

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+
 from sds._proto.csi.v1 import csi_pb2
 from sds._proto.kubelet.pluginregistration.v1 import registration_pb2
-
 from sds.agent.csi import csi_driver
 from sds.agent.csi_registration import registered
 from sds.agent.node_settings import CsiSettings

@@ -12,8 +12,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from sds._proto.istio.v1.auth.ca_pb2 import IstioCertificateResponse
 
+from sds._proto.istio.v1.auth.ca_pb2 import IstioCertificateResponse
 from sds.authority.istio import IstioAuthority
 from sds.authority.istio_settings import IstioSettings
 from sds.clock import SystemClock

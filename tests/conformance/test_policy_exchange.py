@@ -35,7 +35,6 @@ from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from sds._proto.sds.ca.v1 import ca_pb2
-
     from sds.attestation.evidence import Evidence, ReportData
     from sds.policy.envelope import SignedPolicy
 

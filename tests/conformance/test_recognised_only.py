@@ -12,8 +12,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from sds._proto.sds.workload.v1 import whoami_pb2
 
+from sds._proto.sds.workload.v1 import whoami_pb2
 from sds.agent.node import _server
 from sds.clock import SystemClock
 from sds.secrets.store import SecretStore

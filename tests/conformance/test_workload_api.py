@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from sds._proto.spiffe.workload import workload_pb2
 
+from sds._proto.spiffe.workload import workload_pb2
 from sds.agent.config import AgentConfig
 from sds.agent.directory import make_directory
 from sds.agent.owners import Owners

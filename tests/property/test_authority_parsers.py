@@ -8,9 +8,9 @@ import pytest
 from cryptography import x509
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sds._proto.sds.ca.v1 import ca_pb2
 
 from sds import errors, pki
+from sds._proto.sds.ca.v1 import ca_pb2
 from sds.authority.session import verify_challenge
 from sds.exchange import wire
 from sds.identity import Identity, KeyType, SpiffeId

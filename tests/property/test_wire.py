@@ -14,8 +14,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sds._proto.sds.serving.v1 import request_pb2
 
+from sds._proto.sds.serving.v1 import request_pb2
 from sds.errors import LimitError, MalformedRequestError, ProtocolError
 from sds.serving import client_node as nodes
 from sds.serving import protobuf_fields

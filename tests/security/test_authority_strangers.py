@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sds._proto.sds.ca.v1 import ca_pb2
 
+from sds._proto.sds.ca.v1 import ca_pb2
 from tests.e2e.test_ca_process import NODE, Site, client, port
 from tests.support import need
 from tests.support.authority import wish

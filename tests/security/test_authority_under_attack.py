@@ -9,9 +9,9 @@ from typing import Any
 
 import grpc
 import pytest
-from sds._proto.sds.ca.v1 import ca_pb2
 
 from sds import errors
+from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca import server
 from sds.ca.issuing_turns import IssuingTurns
 from sds.ca.server import ExchangeLimits

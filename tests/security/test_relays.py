@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import grpc
 import pytest
-from sds._proto.sds.ca.v1 import ca_pb2
 
 from sds import errors
+from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.csr import make_attested_csr
 from sds.authority.attested import AuthoritySettings
 from sds.authority.channel import VerifiedTls

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
-from sds._proto.sds.ca.v1 import ca_pb2
 
+from sds._proto.sds.ca.v1 import ca_pb2
 from sds.authority.channel import TLS_SERVER_NAME, AttestedTls, connect
 from sds.exchange import wire
 from sds.exchange.challenge import digest_of, lifetime_seconds, new_nonce, request_report_data

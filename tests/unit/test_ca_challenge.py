@@ -7,9 +7,9 @@ from datetime import timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
-from sds._proto.sds.ca.v1 import ca_pb2
 
 from sds import errors
+from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.evidence import Evidence, EvidenceKind, item_digest
 from sds.authority.session import verify_challenge
 from sds.ca.own_evidence import Proof, Prover

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from click.testing import CliRunner
-from sds._proto.sds.agent.v1 import agent_pb2
 
+from sds._proto.sds.agent.v1 import agent_pb2
 from sds.agent.admin import SERVICE
 from sds.cli import main
 from sds.commands.agent_socket import dialled

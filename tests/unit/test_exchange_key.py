@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
-from sds._proto.sds.ca.v1 import ca_pb2
 
+from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.evidence import Evidence, ExchangeProof, ReportData
 from sds.attestation.exchange_key.events import cap_event, key_event, replay
 from sds.attestation.exchange_key.holding import HeldKey, KeyedAttester, hold_key

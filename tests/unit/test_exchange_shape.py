@@ -7,8 +7,8 @@ import contextlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sds._proto.sds.ca.v1 import ca_pb2
 
+from sds._proto.sds.ca.v1 import ca_pb2
 from sds.errors import AuthorityAnswerError, RefusedError
 from sds.exchange.message_bounds import check_shape
 from sds.exchange.wire import parse_request, parse_response

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
+
 from sds._proto.sds.agent.v1 import agent_pb2
 from sds._proto.sds.workload.v1 import whoami_pb2
-
 from sds.agent.admin import encode
 from sds.commands import status as status_command
 from sds.commands.json_output import plain

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sds._proto.csi.v1 import csi_pb2
 
+from sds._proto.csi.v1 import csi_pb2
 from sds.csi.volume import EPHEMERAL, POD_UID, at_target, published, recorded
 from sds.errors import WorkloadError
 from tests.support.refusals import refused
