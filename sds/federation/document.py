@@ -70,8 +70,28 @@ def require_no_older(bundle: BundleDocument, *, seen: int | None, where: str) ->
         )
 
 
+def parse_file(content: bytes, *, where: str) -> BundleDocument:
+    """Parse what an operator's file has: a bundle document, or roots in PEM.
+
+    Args:
+        content: the bytes of the file.
+        where: the file, for messages.
+
+    Raises:
+        BundleError: as for :func:`parse`.
+    """
+    if not content.lstrip().startswith(b"-----BEGIN"):
+        return parse(content, where=where)
+    _require_small(content, where)
+    with reading(f"{where}: the bundle cannot be read", BundleError, reason="bundle_malformed"):
+        return BundleDocument(roots=_from_pem(content, where))
+
+
 def parse(content: bytes, *, where: str) -> BundleDocument:
-    """Parse a bundle document or a PEM file of roots: operators' files have either form.
+    """Parse a bundle document: a JWK Set, the only form that an endpoint may serve (section 4).
+
+    PEM is refused: an answer that is cut off after some of its roots would look like a whole one
+    with fewer, and those that are missing would leave the bundle.
 
     Every root is parsed as a whole and must be self-signed: Envoy's SPIFFE validator, which always
      verifies under foreign bundles, does not accept an intermediate as trust anchor.
@@ -84,15 +104,17 @@ def parse(content: bytes, *, where: str) -> BundleDocument:
         BundleError: ``bundle_malformed``: the document is too large, is not JSON, is not a JWK Set,
             has a bad entry, or too many or too large roots.
     """
+    _require_small(content, where)
+    with reading(f"{where}: the bundle cannot be read", BundleError, reason="bundle_malformed"):
+        return _from_json(content, where)
+
+
+def _require_small(content: bytes, where: str) -> None:
     if len(content) > MAX_DOCUMENT_BYTES:
         raise BundleError(
             f"{where}: the bundle is larger than {MAX_DOCUMENT_BYTES} bytes",
             reason="bundle_malformed",
         )
-    with reading(f"{where}: the bundle cannot be read", BundleError, reason="bundle_malformed"):
-        if content.lstrip().startswith(b"-----BEGIN"):
-            return BundleDocument(roots=_from_pem(content, where))
-        return _from_json(content, where)
 
 
 def usable_root(der: bytes, what: str) -> bytes:
@@ -125,7 +147,7 @@ def _from_json(content: bytes, where: str) -> BundleDocument:
     except (ValueError, RecursionError) as error:
         raise BundleError(
             f"{where}: the bundle is not JSON: {error}",
-            advice="give a JWK Set or PEM certificates",
+            advice="give a JWK Set (RFC 7517); a file may have certificates in PEM instead",
             reason="bundle_malformed",
         ) from error
     keys = document.get("keys") if isinstance(document, dict) else None

@@ -341,7 +341,7 @@ def parse_bundle_file(path: Path) -> BundleDocument:
     Raises:
         BundleError: the file cannot be read, or has neither form.
     """
-    return document.parse(_read(path), where=str(path))
+    return document.parse_file(_read(path), where=str(path))
 
 
 def _check_roots(source: BundleSource) -> None:

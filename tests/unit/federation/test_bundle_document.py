@@ -94,8 +94,10 @@ def test_a_sequence_that_goes_back_is_refused() -> None:
         document.require_no_older(found, seen=5, where="https://a.test/b")
 
 
-def test_pem_is_taken_too_and_no_keys_is_an_empty_bundle() -> None:
-    assert document.parse(certificate_pem(ROOTS), where="here").roots == ROOTS
+def test_a_file_may_have_pem_and_no_keys_is_an_empty_bundle() -> None:
+    assert document.parse_file(certificate_pem(ROOTS), where="here").roots == ROOTS
+    assert document.parse_file(bundle(entry()), where="here").roots == ROOTS[:1]
+    assert document.parse_file(bundle(), where="here").roots == ()
     assert document.parse(bundle(), where="here").roots == ()
 
 
@@ -177,7 +179,15 @@ def test_a_bad_document_is_refused(content: bytes, text: str) -> None:
 )
 def test_a_bad_pem_file_is_refused(content: bytes) -> None:
     with pytest.raises(CertificateError, match=r"other\.pem"):
-        document.parse(content, where="other.pem")
+        document.parse_file(content, where="other.pem")
+
+
+def test_an_endpoint_s_answer_that_is_cut_off_is_never_a_bundle_with_fewer_roots() -> None:
+    """Without a length, an answer that was cut off looks like a whole one (RFC 9112, 8)."""
+    for whole in (certificate_pem(ROOTS), bundle(*map(entry, ROOTS))):
+        for length in range(len(whole)):
+            with refused("bundle_malformed"):
+                document.parse(whole[:length], where="https://a.test/b")
 
 
 def test_a_bundle_that_is_too_large_for_every_envoy_is_refused() -> None:
@@ -203,7 +213,7 @@ def test_a_root_with_a_changed_byte_lets_only_our_errors_out(
     der[position] ^= flip
     content = certificate_pem([bytes(der)]) if form == "pem" else bundle(entry(bytes(der)))
     with contextlib.suppress(BundleError, CertificateError):
-        for root in document.parse(content, where="here").roots:
+        for root in document.parse_file(content, where="here").roots:
             certificate = x509.load_der_x509_certificate(root)
             assert certificate.public_key()
             assert list(certificate.extensions)
