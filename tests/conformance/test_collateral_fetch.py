@@ -305,6 +305,32 @@ async def test_a_publisher_that_said_later_is_not_asked_sooner_however_often_we_
     assert accepted(intel, tmp_path / "out")
 
 
+async def test_the_last_attempt_says_what_it_met_and_nothing_waits_after_it(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    clock = PatientClock(NOW)
+    fetcher = Fetcher(wanted(publishers, intel), clock=clock)
+    publishers.refusals[TCB] = [(429, "1")] * 99
+    with refused("endorsement_unavailable", match="asks us to try again later"):
+        await fetcher.fetch(tmp_path / "out")
+    assert publishers.hits[TCB] == fetching.ATTEMPTS
+    assert len(clock.slept) == fetching.ATTEMPTS - 1
+    with refused("endorsement_unavailable", match="asks us to try again later"):
+        await fetcher.fetch(tmp_path / "out")
+    assert publishers.hits[TCB] == fetching.ATTEMPTS
+
+
+async def test_a_publisher_that_fails_asked_nobody_to_wait(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    impatient = Fetcher(wanted(publishers, intel), clock=PatientClock(NOW), patience=0.0)
+    publishers.refusals[TCB] = [(500, "")]
+    with refused("endorsement_unavailable", match="status 500"):
+        await impatient.fetch(tmp_path / "out")
+    await impatient.fetch(tmp_path / "out")
+    assert accepted(intel, tmp_path / "out")
+
+
 async def test_a_disk_that_is_full_leaves_what_was_there(
     publishers: Publishers, intel: Intel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -332,23 +332,26 @@ class Fetcher:
         left = self._not_before.get(host, 0.0) - self._clock.now().boottime
         if left > 0:
             raise _later(url, left)
-        for failures in range(1, ATTEMPTS + 1):
-            pause = _BACKOFF.seconds(failures, draw=uniform())
+        attempts = 0
+        while True:
+            attempts += 1
+            pause = _BACKOFF.seconds(attempts, draw=uniform())
+            failure: Exception | None = None
             try:
                 answer, wait = await self._ask(session, url)
-            except (EndorsementUnavailableError, _UnknownThereError):
-                if failures == ATTEMPTS:
-                    raise
+            except (EndorsementUnavailableError, _UnknownThereError) as error:
+                failure = error
             else:
                 if answer is not None:
                     return answer
                 pause = max(pause, wait)
-            if waited + pause > self._patience:
+            if attempts == ATTEMPTS or waited + pause > self._patience:
+                if failure is not None:
+                    raise failure
                 self._not_before[host] = self._clock.now().boottime + pause
                 raise _later(url, pause)
             waited += pause
             await self._clock.sleep(pause)
-        raise EndorsementUnavailableError(f"{url} does not answer")
 
     async def _ask(self, session: aiohttp.ClientSession, url: str) -> tuple[_Answer | None, float]:
         """Ask once: return an answer, or None and the seconds to wait."""
