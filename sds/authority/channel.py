@@ -317,7 +317,7 @@ def verified_channel(
     root_pem: bytes,
     server_name: str,
     *more: tuple[str, object],
-    seconds: float = 5.0,
+    seconds: float,
 ) -> grpc.aio.Channel:
     """Make a channel with verified TLS, the only kind that this program makes.
 

@@ -205,6 +205,7 @@ class IstioAuthority:
                 self._settings.addresses[self._address],
                 root=root,
                 server_name=self._settings.server_name,
+                seconds=self._settings.timeout.total_seconds(),
             )
         return self._line
 

@@ -26,12 +26,13 @@ class IstioLine:
         address: ``host:port`` of istiod.
         root: the roots in PEM under which its TLS must be valid.
         server_name: the DNS name that its certificate must have.
+        seconds: how long a call waits, and so how long it may take to connect.
 
     Attributes:
         channel: the connection, which is opened at the first call.
     """
 
-    def __init__(self, address: str, *, root: bytes, server_name: str) -> None:
+    def __init__(self, address: str, *, root: bytes, server_name: str, seconds: float) -> None:
         self.address = address
         self.root = root
         self.channel: grpc.aio.Channel = verified_channel(
@@ -44,6 +45,7 @@ class IstioLine:
             ("grpc.keepalive_timeout_ms", 3_000),
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            seconds=seconds,
         )
         self._users = 0
         self._retired = False

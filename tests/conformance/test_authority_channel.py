@@ -55,7 +55,7 @@ async def test_a_connection_that_nobody_answers_is_given_up_long_before_grpcs_20
 ) -> None:
     # As after a roll of istiod: the address of the replica that went is still the one we have.
     root = self_signed(ca_wish("root")).certificate.public_bytes(Encoding.PEM)
-    async with verified_channel(silent, root, "istiod.istio-system.svc") as channel:
+    async with verified_channel(silent, root, "istiod.istio-system.svc", seconds=5) as channel:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/a/b")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"", timeout=15)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from sds._proto.istio.v1.auth.ca_pb2 import IstioCertificateResponse
+from sds.authority.channel import verified_channel
 from sds.authority.istio import IstioAuthority
 from sds.authority.istio_settings import IstioSettings
 from sds.clock import SystemClock
@@ -541,6 +542,26 @@ async def test_a_connection_that_does_not_answer_is_not_used_again(tmp_path: Pat
     finally:
         await authority.aclose()
         await ca.stop()
+
+
+async def test_a_connection_may_take_as_long_as_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or an istiod with too much to do gets the next connection while it is busy with the first."""
+    given: list[float] = []
+
+    def noted(*values: Any, seconds: float) -> grpc.aio.Channel:
+        given.append(seconds)
+        return verified_channel(*values, seconds=seconds)
+
+    monkeypatch.setattr("sds.authority.istio_line.verified_channel", noted)
+    ca = istio_ca.IstioCA(folder=tmp_path / "ca")
+    endpoint = await ca.start()
+    try:
+        assert leaf_of((await ask(settings(endpoint, timeout="37s"), item())).outcomes[0])
+    finally:
+        await ca.stop()
+    assert given == [37.0]
 
 
 async def test_a_connection_on_which_who_asked_gave_up_is_not_used_again(tmp_path: Path) -> None:
