@@ -1,12 +1,13 @@
 """Records what the traffic has proved: requests, failures, rotations, push times.
 
-Pure: it gets observations and answers questions; it reads no clock and opens no file. Invariant: a
-rotation counts only when a request was answered under a serial that no earlier request had.
+Pure: it gets observations and answers questions; it reads no clock and opens no file. Invariants: a
+rotation counts only when a request was answered under a serial that no earlier request had; it is
+told once its arrival at the agent is known, because the agent's log may be read after the answer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sds.demo.events import Rotated
@@ -58,13 +59,31 @@ class RotationLedger:
         self.requests = 0
         self.failed = 0
         self._arrivals: dict[str, datetime] = {}
+        self._early: dict[str, tuple[Rotated, datetime]] = {}
+        """By serial, the rotations whose arrival is not known yet, and when they were seen."""
 
-    def arrived(self, serial: str, at: datetime) -> None:
-        """Note when a certificate with this serial arrived at the agent."""
+    def arrived(self, serial: str, at: datetime) -> Rotated | None:
+        """Note when a certificate with this serial arrived at the agent.
+
+        Returns:
+            The rotation to it, if the traffic has shown it already.
+        """
         self._arrivals[serial] = at
+        early = self._early.pop(serial, None)
+        return None if early is None else self._timed(*early)
+
+    def without_arrival(self) -> list[Rotated]:
+        """Return the rotations of which the agent's log said nothing; ask at the end of a run."""
+        left = [rotated for rotated, _ in self._early.values()]
+        self._early.clear()
+        return left
 
     def succeeded(self, seen: dict[str, PeerCertificate], *, at: datetime) -> list[Rotated]:
-        """Note that a request succeeded; ``seen`` maps each workload to its certificate."""
+        """Note that a request succeeded; ``seen`` maps each workload to its certificate.
+
+        Returns:
+            The rotations that it showed, if their arrival is known.
+        """
         self.requests += 1
         return [
             rotated
@@ -103,13 +122,20 @@ class RotationLedger:
         if first:
             return None
         state.rotations += 1
-        arrival = self._arrivals.get(certificate.serial)
-        after = None if arrival is None else max(0.0, (at - arrival).total_seconds() * 1000)
-        if after is not None:
-            state.slowest_ms = max(after, state.slowest_ms or 0.0)
-        return Rotated(
+        rotated = Rotated(
             workload=state.name,
             serial=certificate.serial,
             not_after=certificate.not_after,
-            seen_after_ms=after,
+            seen_after_ms=None,
         )
+        if certificate.serial in self._arrivals:
+            return self._timed(rotated, at)
+        self._early[certificate.serial] = (rotated, at)
+        return None
+
+    def _timed(self, rotated: Rotated, at: datetime) -> Rotated:
+        """Return the rotation with the time from its arrival until it was seen."""
+        after = max(0.0, (at - self._arrivals[rotated.serial]).total_seconds() * 1000)
+        state = self.workloads[rotated.workload]
+        state.slowest_ms = max(after, state.slowest_ms or 0.0)
+        return replace(rotated, seen_after_ms=after)

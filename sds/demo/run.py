@@ -153,6 +153,8 @@ class Demo:
                     watch.cancel()
                     with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                         await self._count_handshakes(http, ports, supervisor)
+                    for rotated in self.ledger.without_arrival():
+                        self._reporter.tell(rotated)
                     self._reporter.refresh(self.ledger, self._clock.now())
                     keeping.cancel()
 
@@ -201,7 +203,9 @@ class Demo:
     def _heard(self, part: str, text: str) -> None:
         """Learn from the agent's log when a certificate arrived."""
         if part == "agent" and (found := arrival(text)) is not None:
-            self.ledger.arrived(found.serial, found.at)
+            rotated = self.ledger.arrived(found.serial, found.at)
+            if rotated is not None:
+                self._reporter.tell(rotated)
 
     # --- traffic --------------------------------------------------------------------------------
 

@@ -23,11 +23,27 @@ def test_a_rotation_counts_only_when_traffic_shows_a_new_serial() -> None:
     assert (rotated.workload, rotated.serial, rotated.seen_after_ms) == ("client", "2", 30.0)
     assert ledger.rotations() == {"client": 1, "server": 0}
     assert not ledger.reached(1)
-    (rotated,) = ledger.succeeded(seen("2", "b"), at=NOW)
-    assert rotated.seen_after_ms is None
+    ledger.arrived("b", NOW)
+    assert len(ledger.succeeded(seen("2", "b"), at=NOW)) == 1
     assert ledger.reached(1)
     assert not ledger.reached(2)
     assert (ledger.requests, ledger.failed) == (4, 0)
+
+
+def test_a_rotation_that_is_seen_before_its_arrival_is_heard_of_is_told_then() -> None:
+    """The agent's log and the answer come by two ways, and either may be read first."""
+    ledger = RotationLedger(IDS)
+    ledger.succeeded(seen("1", "a"), at=NOW)
+    assert ledger.succeeded(seen("2", "b"), at=NOW + timedelta(milliseconds=30)) == []
+    assert ledger.reached(1)
+    rotated = ledger.arrived("2", NOW)
+    assert rotated is not None
+    assert (rotated.workload, rotated.serial, rotated.seen_after_ms) == ("client", "2", 30.0)
+    assert ledger.workloads["client"].slowest_ms == 30.0
+    assert ledger.arrived("2", NOW) is None
+    (never,) = ledger.without_arrival()
+    assert (never.workload, never.serial, never.seen_after_ms) == ("server", "b", None)
+    assert ledger.without_arrival() == []
 
 
 def test_an_answer_that_was_on_its_way_with_the_old_serial_is_no_rotation() -> None:
