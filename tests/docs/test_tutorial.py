@@ -1,7 +1,8 @@
 """The tutorial, gone through from a fresh clone with the commands taken from its text.
 
-Nothing is added but the terminals: the second block runs in one of its own, as the text says. The
-clone borrows the set-up of this checkout, which `make setup` made: CI does that in a fresh clone.
+Nothing is added but the terminals: the second block runs in one of its own, as the text says; and
+other ports are chosen, as the text says too, because another run may use these. The clone borrows
+the set-up of this checkout, which `make setup` made: CI does that in a fresh clone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import need
+from tests.support.readme import on_free_ports
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -30,7 +32,7 @@ BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks() -> list[str]:
-    return BLOCK.findall(TUTORIAL.read_text())
+    return on_free_ports(BLOCK.findall(TUTORIAL.read_text()))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The README's commands, executed as written."""
+"""The README's commands, executed as written, on free ports."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from tests.support import grpcurl, need
 from tests.support.envoy import NEWEST
 from tests.support.process import output, running
-from tests.support.readme import blocks
+from tests.support.readme import blocks, on_free_ports
 
 pytestmark = pytest.mark.e2e
 
@@ -38,7 +38,8 @@ def script(block: str) -> list[str]:
 
 
 async def test_an_envoy_of_your_own_in_five_minutes(reader: dict[str, str]) -> None:
-    dev, bootstraps, envoys = blocks(README, "With your own Envoy, in five minutes")
+    commands = blocks(README, "With your own Envoy, in five minutes")
+    dev, bootstraps, envoys = on_free_ports(commands)
     look, by_grpcurl = blocks(README, "Look inside")
     async with running(script(dev), env=reader, name="sds dev") as process:
         await process.line("Ctrl-C ends it")

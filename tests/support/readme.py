@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from tests.support.node import free_port
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PORT = re.compile(r"(?<=127\.0\.0\.1:)\d+")
 
 
 def blocks(page: Path, heading: str) -> list[str]:
@@ -20,3 +24,12 @@ def blocks(page: Path, heading: str) -> list[str]:
             return _BLOCK.findall(body)
     message = f"{page} has no heading {heading!r}"
     raise AssertionError(message)
+
+
+def on_free_ports(commands: Sequence[str]) -> list[str]:
+    """The commands with free loopback ports in place of those of the text, each wherever it is.
+
+    The texts tell readers to do so if another program uses one; another run of these tests may.
+    """
+    ports = {port: str(free_port()) for port in _PORT.findall("".join(commands))}
+    return [_PORT.sub(lambda port: ports[port[0]], command) for command in commands]
