@@ -19,6 +19,7 @@ from kubernetes_asyncio.client import models
 from sds import cli
 from sds.agent.config import AgentConfig
 from sds.agent.node_settings import CsiSettings
+from sds.attestation.guest.tsm import IN_A_CONTAINER, TSM_REPORTS
 from sds.authority.istio_settings import IstioSettings
 from sds.ca.config import AuthorityConfig, UpstreamSection
 from sds.settings import yamlfile
@@ -221,6 +222,31 @@ async def test_the_csi_driver_holds_no_volume_of_another_driver(deploy: Path) ->
     assert {name: mounted[name] for name, path in paths.items() if path in of_kubelet} == {
         name: path for name, path in paths.items() if path in of_kubelet
     }
+
+
+@pytest.mark.parametrize("overlay", ["snp", "tdx", "static-pod"])
+async def test_evidence_is_not_mounted_below_a_containers_own_sys(
+    deploy: Path, overlay: str
+) -> None:
+    """That is a sysfs without configfs, which takes no directory: no container would start."""
+    if overlay == "static-pod":
+        (file,) = (deploy / "guest" / "static-pod").iterdir()
+        pods = [yaml.safe_load(file.read_text())["spec"]]
+    else:
+        objects = await build(deploy / "overlays" / overlay)
+        kinds = {"DaemonSet", "Deployment", "StatefulSet"}
+        pods = [each["spec"]["template"]["spec"] for each in objects if each["kind"] in kinds]
+        assert len(pods) == len(kinds)
+    for pod in pods:
+        (container,) = pod["containers"]
+        mounted = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+        assert not [path for path in mounted.values() if path.startswith(("/sys/", "/proc/"))]
+        (reports,) = [
+            each["name"]
+            for each in pod["volumes"]
+            if each.get("hostPath", {}).get("path") == str(TSM_REPORTS)
+        ]
+        assert mounted[reports] == str(IN_A_CONTAINER), "where the program looks for it"
 
 
 async def test_agents_in_the_nodes_network_reach_the_authority(deploy: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sds.attestation.evidence import EvidenceKind, ReportData
 from sds.attestation.guest.attester import guest_attester
 from sds.attestation.guest.sev_guest import SevGuestAttester
-from sds.attestation.guest.tsm import ATTEMPTS, TsmAttester
+from sds.attestation.guest.tsm import ATTEMPTS, TsmAttester, directory_of_reports
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.clock import SystemClock
 from sds.errors import EvidenceError, EvidenceUnavailableError
@@ -162,3 +162,12 @@ class HurriedClock(SystemClock):
     async def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
         await asyncio.sleep(0)
+
+
+def test_a_container_has_it_elsewhere(tmp_path: Path) -> None:
+    usual, in_container = tmp_path / "usual", tmp_path / "in_container"
+    assert directory_of_reports(usual, in_container) == usual, "an error names the usual one"
+    in_container.mkdir()
+    assert directory_of_reports(usual, in_container) == in_container
+    usual.mkdir()
+    assert directory_of_reports(usual, in_container) == usual

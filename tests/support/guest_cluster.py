@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sds.attestation.guest.tsm import IN_A_CONTAINER
 from tests.support import need
 from tests.support.cluster import (
     AGENT,
@@ -151,7 +152,7 @@ class GuestCluster:
                         "name": name,
                         "args": ["simulate", *machine, *command],
                         "volumeMounts": [
-                            {"mountPath": "/sys/kernel/config/tsm/report", "$patch": "delete"},
+                            {"mountPath": str(IN_A_CONTAINER), "$patch": "delete"},
                             {"mountPath": "/machines", "name": "machines"},
                             {"mountPath": POLICY, "name": "policy", "readOnly": True},
                         ],

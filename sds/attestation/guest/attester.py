@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.guest.sev_guest import DEVICE, SevGuestAttester
-from sds.attestation.guest.tsm import TSM_REPORTS, TsmAttester, has_provider
+from sds.attestation.guest.tsm import TsmAttester, directory_of_reports, has_provider
 from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def guest_attester(
     *,
     kind: EvidenceKind | None = None,
     privilege_level: int | None = None,
-    reports: Path = TSM_REPORTS,
+    reports: Path | None = None,
     device: Path = DEVICE,
 ) -> Attester:
     """Make the attester of this machine; it looks at the interfaces now, and uses them later.
@@ -58,13 +58,14 @@ def guest_attester(
         clock: makes the pauses between attempts.
         kind: the required kind; None means any.
         privilege_level: the VMPL to ask for.
-        reports: configfs-tsm's directory.
+        reports: configfs-tsm's directory; None means where this machine has it.
         device: the device of kernels without it.
 
     Raises:
         EvidenceError: ``evidence_unsupported``: this machine has neither interface.
     """
     attester: Attester
+    reports = directory_of_reports() if reports is None else reports
     if has_provider(reports):
         attester = TsmAttester(clock, reports=reports, privilege_level=privilege_level)
     elif device.exists() and kind is not EvidenceKind.TDX:

@@ -22,6 +22,7 @@ from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.registry import KINDS, kind_module
 from sds.backoff import Backoff
 from sds.errors import EvidenceError, EvidenceUnavailableError
+from sds.files import is_folder
 from sds.untrusted_input import EXHAUSTED
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
     from sds.clock import Clock
 
 TSM_REPORTS: Final = Path("/sys/kernel/config/tsm/report")
+IN_A_CONTAINER: Final = Path("/run/tsm-reports")
+"""Where a container has that directory (deploy/overlays).
+
+A container has a sysfs of its own, without configfs: nothing can be mounted that deep in it. Where
+nodes have AppArmor, the runtime's profile denies every write below /sys as well (containerd,
+``contrib/apparmor/template.go``).
+"""
 _MAX_BLOB_BYTES: Final = 1024 * 1024
 # EBUSY and EAGAIN: another request is in flight; ETIMEDOUT and EIO: the host throttles.
 _PASSING: Final = frozenset(
@@ -87,6 +95,11 @@ class TsmAttester:
     async def _attempt(self, data: ReportData) -> Evidence:
         report = await threads.EVIDENCE.run(read_report, self._reports, data, self._privilege_level)
         return evidence_of(report, data)
+
+
+def directory_of_reports(usual: Path = TSM_REPORTS, in_container: Path = IN_A_CONTAINER) -> Path:
+    """Return configfs-tsm's directory, or where a container has it."""
+    return in_container if not is_folder(usual) and is_folder(in_container) else usual
 
 
 def has_provider(reports: Path) -> bool:
