@@ -249,6 +249,21 @@ async def test_evidence_is_not_mounted_below_a_containers_own_sys(
         assert mounted[reports] == str(IN_A_CONTAINER), "where the program looks for it"
 
 
+async def test_a_pod_that_is_not_ready_stands_in_nobodys_way(deploy: Path) -> None:
+    """Correcting a wrong configuration must be enough, and its pods must not hold up their nodes.
+
+    By default a StatefulSet waits until a pod is ready before it replaces it by a corrected one,
+    and a budget lets nobody evict pods that run and are not ready.
+    """
+    objects = await build(deploy / "overlays/plain")
+    (root,) = [each["spec"] for each in objects if each["kind"] == "StatefulSet"]
+    assert root["podManagementPolicy"] == "Parallel"
+    budgets = [each["spec"] for each in objects if each["kind"] == "PodDisruptionBudget"]
+    assert budgets
+    for budget in budgets:
+        assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 async def test_agents_in_the_nodes_network_reach_the_authority(deploy: Path) -> None:
     """Most network plugins know a pod in the node's network by the node's address alone."""
     objects = await build(with_component(deploy, "components/local-kubelet"))
