@@ -108,6 +108,20 @@ def test_it_is_as_hardened_as_the_unit_for_ordinary_hosts(name: str) -> None:
     }
 
 
+def test_no_check_keeps_a_program_from_starting() -> None:
+    """``--check-config`` refuses more than a start does: an agent whose policy on disk has expired
+    starts, and learns the one in force from its authority.
+    """
+    checks = [
+        command
+        for path in (need.ROOT / "deploy").rglob("*.service")
+        for command in unit(path).get("Service.ExecStartPre", [])
+        if "--check-config" in command
+    ]
+    assert checks
+    assert all(command.startswith("-") for command in checks)
+
+
 @pytest.mark.parametrize("name", ["attested-sds-agent", "attested-sds-ca"])
 def test_on_a_host_the_interface_for_evidence_can_be_used(name: str, tmp_path: Path) -> None:
     """configfs-tsm is root's (0755, and its write-only attributes 0200): no other user gets in."""
