@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
-_SECONDS = 10.0
+_SECONDS = 10
 _MOST_BYTES = 4 << 20
 _MOST_ANSWER = 64 << 10
 _GLOBAL = {"--log": True, "--log-format": True, "--root": True}
@@ -185,11 +185,15 @@ def ask(path: str, line: CommandLine) -> str:
     )
     # NUL separates the arguments, because no argument contains one.
     header = b"".join(os.fsencode(field) + b"\0" for field in question)
-    until = time.monotonic() + _SECONDS
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        connection.settimeout(_SECONDS)
+        # With Python's own timeout, a full queue (a node that starts has many containers) would be
+        # an error at once; so the kernel waits: unix(7), socket(7), a struct timeval.
+        wait = _SECONDS.to_bytes(8, sys.byteorder) + bytes(8)
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, wait)
         connection.connect(path)
+        until = time.monotonic() + _SECONDS
+        connection.settimeout(_SECONDS)
         connection.sendall(header + document)
         answer = b""
         while not answer.endswith(b"\n"):

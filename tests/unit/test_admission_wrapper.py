@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,3 +153,37 @@ def test_without_an_answer_it_says_no_where_containerd_looks(tmp_path: Path) -> 
     assert run(["start", "c1"], enforce=True) == "0 start c1\n"
     said = run(["start", "c1"], enforce=True, runtime="/none/runc")
     assert said.startswith("1 refused by sds admission: the runtime /none/runc cannot be executed")
+
+
+def test_it_waits_for_a_service_that_has_a_queue_of_others(tmp_path: Path) -> None:
+    """A node that starts has a hundred containers at once; a full queue is no refusal."""
+    place = tmp_path / "s"
+    (tmp_path / "p").write_text("{}")
+    line = CommandLine([*SHIM, "exec", "--process", str(tmp_path / "p"), "c1"])
+    with socket.socket(socket.AF_UNIX) as service, socket.socket(socket.AF_UNIX) as other:
+        service.bind(str(place))
+        service.listen(0)
+        other.connect(str(place))
+        with socket.socket(socket.AF_UNIX) as one_more:
+            one_more.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                one_more.connect(str(place))
+        said: list[str] = []
+
+        def asked_in_a_thread() -> None:
+            try:
+                said.append(wrapper.ask(str(place), line))
+            except OSError as error:
+                said.append(repr(error))
+
+        asking = threading.Thread(target=asked_in_a_thread)
+        asking.start()
+        asking.join(0.3)
+        assert not said, "it waits"
+        service.accept()[0].close()
+        asked = service.accept()[0]
+        with asked:
+            asked.recv(1 << 16)
+            asked.sendall(b"no: because\n")
+        asking.join()
+    assert said == ["because"]
