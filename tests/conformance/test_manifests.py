@@ -264,6 +264,19 @@ async def test_a_pod_that_is_not_ready_stands_in_nobodys_way(deploy: Path) -> No
         assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
+async def test_an_upgrade_can_leave_out_the_agents(deploy: Path) -> None:
+    """They would restart together with the root, and could not know the old one."""
+    page = (need.ROOT / "docs" / "kubernetes.md").read_text()
+    (selector,) = re.findall(r'apply -k deploy/overlays/plain -l "(.+?)"', page)
+    label, _, value = selector.partition("!=")
+    left_out = [
+        each["kind"]
+        for each in await build(deploy / "overlays/plain")
+        if each["metadata"].get("labels", {}).get(label) == value
+    ]
+    assert left_out == ["DaemonSet"]
+
+
 async def test_agents_in_the_nodes_network_reach_the_authority(deploy: Path) -> None:
     """Most network plugins know a pod in the node's network by the node's address alone."""
     objects = await build(with_component(deploy, "components/local-kubelet"))
