@@ -253,9 +253,14 @@ async def test_a_pod_that_is_not_ready_stands_in_nobodys_way(deploy: Path) -> No
     """Correcting a wrong configuration must be enough, and its pods must not hold up their nodes.
 
     By default a StatefulSet waits until a pod is ready before it replaces it by a corrected one,
-    and a budget lets nobody evict pods that run and are not ready.
+    and a budget lets nobody evict pods that run and are not ready. A DaemonSet that tolerates
+    everything has a pod on each Windows node, which is never ready, so no update would end.
     """
     objects = await build(deploy / "overlays/plain")
+    templates = [each["spec"]["template"] for each in objects if "template" in each.get("spec", {})]
+    assert len(templates) == 3
+    for template in templates:
+        assert template["spec"]["nodeSelector"] == {"kubernetes.io/os": "linux"}
     (root,) = [each["spec"] for each in objects if each["kind"] == "StatefulSet"]
     assert root["podManagementPolicy"] == "Parallel"
     budgets = [each["spec"] for each in objects if each["kind"] == "PodDisruptionBudget"]
