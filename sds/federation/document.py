@@ -1,10 +1,11 @@
 """Reads and writes SPIFFE bundle documents: JWK Sets (SPIFFE Trust Domain and Bundle, section 4).
 
-Owns these two pure functions. Invariants: the first certificate of an ``x509-svid`` entry becomes a
-root, must be a self-signed authority, and is parsed as a whole; entries without a certificate and
-those of other uses or key types are ignored, as the specifications demand of consumers (X.509-SVID,
-section 6.2); any input raises only our own errors; the output lists the keys in one order, so that
-equal bundles are equal bytes.
+Owns the pure functions that do so, and that read the files of operators, which may have roots in
+PEM instead. Invariants: the first certificate of an ``x509-svid`` entry becomes a root, must be a
+self-signed authority, and is parsed as a whole; entries without a certificate and those of other
+uses or key types are ignored, as the specifications demand of consumers (X.509-SVID, section 6.2);
+any input raises only our own errors; the output lists the keys in one order, so that equal bundles
+are equal bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sds.pki import MAX_BUNDLE_BYTES, MAX_ROOTS, certificates_from_pem, is_self_
 from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
 _USE: Final = "x509-svid"
@@ -79,12 +80,10 @@ def parse_file(content: bytes, *, where: str) -> BundleDocument:
 
     Raises:
         BundleError: as for :func:`parse`.
+        CertificateError: a certificate in PEM cannot be read, or is not usable as a root.
     """
-    if not content.lstrip().startswith(b"-----BEGIN"):
-        return parse(content, where=where)
-    _require_small(content, where)
-    with reading(f"{where}: the bundle cannot be read", BundleError, reason="bundle_malformed"):
-        return BundleDocument(roots=_from_pem(content, where))
+    is_pem = content.lstrip().startswith(b"-----BEGIN")
+    return _parsed(content, where, _from_pem if is_pem else _from_json)
 
 
 def parse(content: bytes, *, where: str) -> BundleDocument:
@@ -94,7 +93,7 @@ def parse(content: bytes, *, where: str) -> BundleDocument:
     with fewer, and those that are missing would leave the bundle.
 
     Every root is parsed as a whole and must be self-signed: Envoy's SPIFFE validator, which always
-     verifies under foreign bundles, does not accept an intermediate as trust anchor.
+    verifies under foreign bundles, does not accept an intermediate as trust anchor.
 
     Args:
         content: the bytes of the document.
@@ -104,17 +103,20 @@ def parse(content: bytes, *, where: str) -> BundleDocument:
         BundleError: ``bundle_malformed``: the document is too large, is not JSON, is not a JWK Set,
             has a bad entry, or too many or too large roots.
     """
-    _require_small(content, where)
-    with reading(f"{where}: the bundle cannot be read", BundleError, reason="bundle_malformed"):
-        return _from_json(content, where)
+    return _parsed(content, where, _from_json)
 
 
-def _require_small(content: bytes, where: str) -> None:
+def _parsed(
+    content: bytes, where: str, parser: Callable[[bytes, str], BundleDocument]
+) -> BundleDocument:
+    """Run a parser on a document of at most the largest size; only our own errors come out."""
     if len(content) > MAX_DOCUMENT_BYTES:
         raise BundleError(
             f"{where}: the bundle is larger than {MAX_DOCUMENT_BYTES} bytes",
             reason="bundle_malformed",
         )
+    with reading(f"{where}: the bundle cannot be read", BundleError, reason="bundle_malformed"):
+        return parser(content, where)
 
 
 def usable_root(der: bytes, what: str) -> bytes:
@@ -133,12 +135,10 @@ def usable_root(der: bytes, what: str) -> bytes:
     return der
 
 
-def _from_pem(content: bytes, where: str) -> tuple[bytes, ...]:
+def _from_pem(content: bytes, where: str) -> BundleDocument:
     roots = certificates_from_pem(content, what=where)
-    return _bounded(
-        (usable_root(der, f"root {number} of {where}") for number, der in enumerate(roots, 1)),
-        where,
-    )
+    usable = (usable_root(der, f"root {number} of {where}") for number, der in enumerate(roots, 1))
+    return BundleDocument(roots=_bounded(usable, where))
 
 
 def _from_json(content: bytes, where: str) -> BundleDocument:

@@ -501,14 +501,14 @@ async def test_what_nobody_foresaw_ends_one_source_and_is_counted(
 ) -> None:
     path = tmp_path / "bundle"
     path.write_bytes(as_json(certificate_der(Issuer.make("a").certificate)))
-    parse = document.parse
+    parse = document.parse_file
 
     def fails(content: bytes, *, where: str) -> document.BundleDocument:
         if content == b"unforeseen":
             raise ZeroDivisionError
         return parse(content, where=where)
 
-    monkeypatch.setattr(document, "parse", fails)
+    monkeypatch.setattr(document, "parse_file", fails)
     before = faults.counts()["federation source"]
     source = BundleSource(trust_domain=THEIRS, file=path, refresh=timedelta(seconds=1))
     async with federating(source) as (store, observer, _):
