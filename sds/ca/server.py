@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from sds.attestation.evidence import Claims
+    from sds.ca.connections import KnownConnection
     from sds.ca.own_evidence import Prover
     from sds.clock import Clock
     from sds.exchange.challenge import AuthorityStatement, NonceTable, StreamNonces
@@ -87,7 +88,7 @@ class _Stream:
 
     peer: AttestedPeer
     context: Call
-    owner: str
+    connection: KnownConnection
     nonces: StreamNonces
     timeout: asyncio.Timeout
     statement: AuthorityStatement | None = None
@@ -96,6 +97,11 @@ class _Stream:
     messages: int = 0
     read_bytes: int = 0
     machine: str = ""
+
+    @property
+    def owner(self) -> str:
+        """Return who opened its connection: an address or network."""
+        return self.connection.owner
 
     @property
     def proven(self) -> bool:
@@ -167,7 +173,7 @@ class ExchangeService:
                 stream = _Stream(
                     AttestedPeer(name=context.peer()),
                     context,
-                    context.caller().owner,
+                    context.caller(),
                     self._nonces.open(),
                     timeout,
                 )
@@ -276,7 +282,7 @@ class ExchangeService:
         return self._nonces.issue(stream.nonces, now=self._clock.now().monotonic)
 
     async def _hello(self, stream: _Stream, hello: ca_pb2.Hello) -> ca_pb2.ExchangeResponse:
-        stream.context.caller().heard()
+        stream.connection.heard()
         proof = await self._prover.prove(wire.nonce_from_wire(hello.nonce))
         stream.statement = proof.statement
         return wire.challenge_to_wire(
@@ -349,7 +355,7 @@ class ExchangeService:
     def _prove(self, stream: _Stream, claims: Claims) -> None:
         """Let stream and connection stay, because evidence was accepted."""
         machine = machine_of(claims, address=stream.owner)
-        stream.context.caller().proved(machine)
+        stream.connection.proved(machine)
         stream.machine = machine
         if self._unproven.leave(stream):
             stream.timeout.reschedule(None)
