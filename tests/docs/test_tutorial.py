@@ -21,18 +21,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import need
-from tests.support.readme import on_free_ports
+from tests.support.readme import all_blocks, on_free_ports
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 pytestmark = pytest.mark.e2e
 TUTORIAL = need.ROOT / "docs" / "tutorial.md"
-BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks() -> list[str]:
-    return on_free_ports(BLOCK.findall(TUTORIAL.read_text()))
 
 
 @pytest.fixture
@@ -92,7 +87,7 @@ async def until_said(process: asyncio.subprocess.Process, text: str) -> str:
 async def test_somebody_new_goes_through_the_tutorial(clone: Path) -> None:
     need.envoy("1.40.0")
     need.tool("curl")
-    setup, first_terminal, *second_terminal = blocks()
+    setup, first_terminal, *second_terminal = on_free_ports(all_blocks(TUTORIAL))
     assert setup == "make setup\n"
     borrow(clone)
     async with terminal(first_terminal.strip(), clone) as dev:

@@ -15,6 +15,11 @@ _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PORT = re.compile(r"(?<=127\.0\.0\.1:)\d+")
 
 
+def all_blocks(page: Path) -> list[str]:
+    """The ``sh`` blocks of the whole page, in order."""
+    return _BLOCK.findall(page.read_text())
+
+
 def blocks(page: Path, heading: str) -> list[str]:
     """The ``sh`` blocks under a heading (of any level), in order."""
     text = page.read_text()
@@ -31,5 +36,9 @@ def on_free_ports(commands: Sequence[str]) -> list[str]:
 
     The texts tell readers to do so if another program uses one; another run of these tests may.
     """
-    ports = {port: str(free_port()) for port in _PORT.findall("".join(commands))}
+    named = dict.fromkeys(_PORT.findall("".join(commands)))
+    free: set[int] = set()
+    while len(free) < len(named):
+        free.add(free_port())
+    ports = dict(zip(named, map(str, free), strict=True))
     return [_PORT.sub(lambda port: ports[port[0]], command) for command in commands]
