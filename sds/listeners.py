@@ -44,4 +44,5 @@ class Listeners(Generic[_P]):
     def tell(self, *args: _P.args, **kwargs: _P.kwargs) -> None:
         """Call each of them once."""
         for listener in list(self._listeners.values()):
+            # Guarded here and not when it was added: a caller has a listener for each stream.
             guarded(self._where, listener)(*args, **kwargs)

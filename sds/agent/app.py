@@ -197,7 +197,7 @@ async def running_agent(
                 *(() if generic is None else (generic.ask,)),
             )
         )
-        # Before anybody connects to the node's socket, because this takes long if there are many.
+        # Before anybody connects to the node's socket: with many rules this takes long.
         of_rules = build.rule_warnings(config)
         if node is not None:
             await stack.enter_async_context(node.open(grace_seconds=drain.left))

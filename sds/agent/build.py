@@ -358,7 +358,7 @@ def evidence_warnings(config: AgentConfig, policy: AgentPolicy | None) -> tuple[
 
 
 def rule_warnings(config: AgentConfig) -> tuple[str, ...]:
-    """Return what should not be overlooked in the rules; of a thousand, this takes a second."""
+    """Return what should not be overlooked in the rules; with a thousand, this takes a second."""
     rules = [one for one in config.workloads if isinstance(one, WorkloadRule)]
     return (
         *impossible_values(rules),
