@@ -81,7 +81,7 @@ class Verification:
             ),
             clock=self._clock,
         )
-        self.keeper = _keeper(section, roots, clock=self._clock, missed=self._is_missed)
+        self.refresher = _refresher(section, roots, clock=self._clock, missed=self._is_missed)
         # Report a wrong root or value now, and not when evidence comes.
         self.verifier()
 
@@ -101,11 +101,14 @@ class Verification:
 
     def collateral_failures(self) -> tuple[int, int]:
         """Return how often the files could not be used, and how often they could not be fetched."""
-        return self.files.failures, 0 if self.keeper is None else self.keeper.failed
+        return self.files.failures, 0 if self.refresher is None else self.refresher.failed
 
     def collateral_failing(self) -> tuple[int, int]:
         """Return the same numbers since the last success."""
-        return self.files.failures_in_a_row, 0 if self.keeper is None else self.keeper.failures
+        return (
+            self.files.failures_in_a_row,
+            0 if self.refresher is None else self.refresher.failures,
+        )
 
     @property
     def section(self) -> VerificationSection:
@@ -131,9 +134,9 @@ class Verification:
         found: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         if self.files.any:
             found.append(("verification-files", self.files.follow))
-        if self.keeper is not None and self._section.collateral is not None:
+        if self.refresher is not None and self._section.collateral is not None:
             _make_folder(self._section.collateral)
-            found.append(("collateral", self.keeper.run))
+            found.append(("collateral", self.refresher.run))
         return found
 
     def verifier(self, values: ReferenceValues | None = None) -> Verifier:
@@ -162,7 +165,7 @@ class Verification:
             ) from error
 
 
-def _keeper(
+def _refresher(
     section: VerificationSection,
     roots: tuple[bytes, ...],
     *,

@@ -37,8 +37,8 @@ _PATIENCE: Final = Patience(answers=16, grace=0.5)
 class _Everything(Mapping[str, HttpHandler]):
     """One handler for every path, of which it may know some."""
 
-    def __init__(self, shelf: PublishedCollateral) -> None:
-        self._shelf = shelf
+    def __init__(self, published: PublishedCollateral) -> None:
+        self._published = published
 
     def __getitem__(self, path: str) -> HttpHandler:
         return self._answer
@@ -52,7 +52,7 @@ class _Everything(Mapping[str, HttpHandler]):
     def _answer(self, request: HttpRequest) -> HttpAnswer:
         address = plain_address(request.peer)
         owner = "" if address is None else owner_of_address(address)
-        found = self._shelf.answer(request.path, request.query, owner=owner)
+        found = self._published.answer(request.path, request.query, owner=owner)
         return HttpAnswer(
             status=found.status,
             body=found.body,
@@ -61,10 +61,10 @@ class _Everything(Mapping[str, HttpHandler]):
         )
 
 
-def collateral_shelf(
+def published_collateral(
     section: CollateralSection, verification: Verification, clock: Clock
 ) -> PublishedCollateral:
-    """Make the shelf that is served: the files in force, and VCEKs that are fetched once.
+    """Make what is served: the files in force, and VCEKs that are fetched once.
 
     Raises:
         ConfigurationError: this authority does not fetch collateral.
@@ -99,12 +99,12 @@ async def collateral_listener(
     Raises:
         SocketError: the address cannot be bound.
     """
-    shelf = collateral_shelf(section, verification, clock)
-    running = tasks.create_task(supervised("vceks", shelf.run, clock=clock), name="vceks")
+    published = published_collateral(section, verification, clock)
+    running = tasks.create_task(supervised("vceks", published.run, clock=clock), name="vceks")
     try:
         async with listening(
             section.address(),
-            _Everything(shelf),
+            _Everything(published),
             field="collateral.listen",
             clock=clock,
             share=_SHARE,

@@ -83,7 +83,7 @@ async def test_an_empty_folder_fills_itself_and_follows_the_publisher(
     verification = Verification(section(publishers, intel, tmp_path), clock=clock)
     assert not (tmp_path / "kept").exists()
     assert judged(verification, intel) == "collateral_missing"
-    assert verification.keeper is not None
+    assert verification.refresher is not None
     tasks = [asyncio.ensure_future(run()) for _, run in verification.tasks()]
     try:
         await until(lambda: judged(verification, intel) == "accepted")
@@ -91,12 +91,12 @@ async def test_an_empty_folder_fills_itself_and_follows_the_publisher(
         # Away for a while: what is stored stays, and the publisher is not hammered.
         publishers.refusals[TCB] = [(500, "")] * 1000
         publishers.hits.clear()
-        keeper = verification.keeper
+        refresher = verification.refresher
         for _ in range(48):
             await clock.advance(3600)
             clock.wall = NOW
             await asyncio.sleep(0.01)
-        assert keeper.failures > 0
+        assert refresher.failures > 0
         assert publishers.hits[TCB] < 150
         assert judged(verification, intel) == "accepted"
         # It is back, and has a list that revokes the platform.
@@ -107,7 +107,7 @@ async def test_an_empty_folder_fills_itself_and_follows_the_publisher(
             await clock.advance(600)
             clock.wall = NOW
             await asyncio.sleep(0.02)
-        assert keeper.failures == 0
+        assert refresher.failures == 0
     finally:
         for task in tasks:
             task.cancel()
@@ -139,8 +139,8 @@ async def test_a_machine_that_was_paused_beyond_the_next_update_fetches_soon(
             until = clock.wall + timedelta(days=30)
             return [Fetched(path=folder / "x", next_update=until, changed=True)]
 
-    keeper = CollateralRefresher(There(), tmp_path, clock=clock, draw=lambda: 0.5)
-    running = asyncio.create_task(keeper.run())
+    refresher = CollateralRefresher(There(), tmp_path, clock=clock, draw=lambda: 0.5)
+    running = asyncio.create_task(refresher.run())
     await clock.advance(60)
     clock.step(31 * 86400)
     await clock.advance(SOONEST.total_seconds())
@@ -153,8 +153,8 @@ async def test_a_week_without_the_publisher_is_tens_of_attempts_not_thousands(
     tmp_path: Path,
 ) -> None:
     clock, away = FakeClock(), Away()
-    keeper = CollateralRefresher(away, tmp_path, clock=clock, draw=lambda: 0.5)
-    running = asyncio.create_task(keeper.run())
+    refresher = CollateralRefresher(away, tmp_path, clock=clock, draw=lambda: 0.5)
+    running = asyncio.create_task(refresher.run())
     await clock.advance(7 * 86400)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -166,14 +166,14 @@ async def test_while_evidence_is_refused_for_want_of_collateral_an_outage_is_ove
 ) -> None:
     clock, away = FakeClock(), Away()
     missed = True
-    keeper = CollateralRefresher(
+    refresher = CollateralRefresher(
         away, tmp_path, clock=clock, draw=lambda: 1.0, missed=lambda: missed
     )
     for _ in range(100):
-        pause = await keeper.once()
+        pause = await refresher.once()
     assert pause <= timedelta(minutes=15)
     missed = False
-    assert await keeper.once() > timedelta(hours=5)
+    assert await refresher.once() > timedelta(hours=5)
 
 
 @pytest.mark.parametrize(
@@ -198,13 +198,13 @@ async def test_what_one_manufacturer_published_is_no_substitute_for_the_others(
     fetch = FetchSection(fmspcs=[FMSPC.hex()], products=[Product.GENOA])
     made = VerificationSection(trusted_roots=list(roots), collateral=folder, fetch=fetch)
     verification = Verification(made, clock=clock_at(NOW))
-    assert verification.keeper is not None
+    assert verification.refresher is not None
 
     async def away(_: Fetcher, __: Path) -> list[Fetched]:
         raise EndorsementUnavailableError("nobody answers")
 
     monkeypatch.setattr(Fetcher, "fetch", away)
-    pauses = [await verification.keeper.once() for _ in range(12)]
+    pauses = [await verification.refresher.once() for _ in range(12)]
     assert (max(pauses) <= timedelta(minutes=15)) is missed
 
 

@@ -21,7 +21,7 @@ from sds.attestation.settings import FetchSection, VerificationSection
 from sds.attestation.snp.kds import KdsEndorsements, vcek_path
 from sds.attestation.snp.report import Product, Report
 from sds.attestation.snp.sources import is_vcek_target
-from sds.ca.collateral import collateral_listener, collateral_shelf
+from sds.ca.collateral import collateral_listener, published_collateral
 from sds.ca.config import AuthorityConfig, CollateralSection
 from sds.ca.run import check
 from sds.errors import ConfigurationError, EndorsementUnavailableError
@@ -81,8 +81,8 @@ async def authority(
     clock = PatientClock(NOW)
     verification = Verification(section, clock=clock)
     verification.tasks()
-    assert verification.keeper is not None
-    await verification.keeper.once()
+    assert verification.refresher is not None
+    await verification.refresher.once()
     verification.files.reload()
     async with asyncio.TaskGroup() as tasks:
         shown = CollateralSection(listen="127.0.0.1:0", spacing=0)
@@ -165,7 +165,7 @@ async def test_an_answer_is_made_once_however_many_ask(
     """A fleet that starts at once asks for the same files: each costs the authority a look-up."""
     async with authority(publishers, intel, tmp_path) as (_, verification):
         section = CollateralSection(listen="127.0.0.1:0")
-        shelf = collateral_shelf(section, verification, PatientClock(NOW))
+        shelf = published_collateral(section, verification, PatientClock(NOW))
         asked = [
             ("/tdx/certification/v4/tcb", f"fmspc={FMSPC.hex()}"),
             ("/tdx/certification/v4/qe/identity", ""),
@@ -300,7 +300,7 @@ async def test_a_service_that_says_when_is_not_asked_before(
     place = f"/vcek/v1/Genoa/{machine.chip_id.hex()}"
     async with authority(publishers, intel, tmp_path) as (_, verification):
         clock = PatientClock(NOW)
-        shelf = collateral_shelf(CollateralSection(listen="127.0.0.1:0"), verification, clock)
+        shelf = published_collateral(CollateralSection(listen="127.0.0.1:0"), verification, clock)
         publishers.refusals[place] = [(503, "900"), (429, "")]
         publishers.vceks = {machine.chip_id.hex(): machine.certificates[0]}
         target = vcek_path(Report.parse(machine.report(bytes(64))), Product.GENOA)
@@ -359,13 +359,13 @@ async def test_metrics_tell_age_end_and_failures(
             assert until is not None
             assert issued <= NOW.timestamp() < until
         publishers.refusals["/tdx/certification/v4/tcb"] = [(500, "")] * 50
-        assert verification.keeper is not None
+        assert verification.refresher is not None
         for number in (1, 2):
-            await verification.keeper.once()
+            await verification.refresher.once()
             for name in ("sds_collateral_failures_total", "sds_collateral_failing"):
                 assert registry.get_sample_value(name, {"what": "fetch"}) == number
         publishers.refusals.clear()
-        await verification.keeper.once()
+        await verification.refresher.once()
         assert registry.get_sample_value("sds_collateral_failing", {"what": "fetch"}) == 0
 
 
