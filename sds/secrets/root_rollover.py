@@ -47,6 +47,8 @@ class _Introduction:
     version: Version
     since: Instant
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asked: Instant | None = None
+    """When the first leaf under it began to wait for ACKs; the bound is for all leaves together."""
     acked: bool = False
 
 
@@ -174,8 +176,14 @@ class RootRollover:
     async def _until_acked(self, fingerprint: str, introduction: _Introduction) -> None:
         if introduction.acked:
             return
+        now = self._clock.now()
+        if introduction.asked is None:
+            introduction.asked = now
+        waited = now.boottime - introduction.asked.boottime
         stragglers = await self._store.until_acked(
-            self._trust_domain, introduction.version, timeout_seconds=self._ack_seconds
+            self._trust_domain,
+            introduction.version,
+            timeout_seconds=max(0.0, self._ack_seconds - waited),
         )
         introduction.acked = True
         if stragglers:

@@ -795,6 +795,21 @@ async def test_a_straggler_delays_a_root_for_a_bounded_time_and_is_told(
         assert len(said.__dict__["stragglers"]) == 10
 
 
+async def test_a_root_is_waited_for_once_and_not_again_at_each_renewal() -> None:
+    """Otherwise short certificates are replaced at the last moment while one client is silent."""
+    async with world(WEB, settings=RotationSettings(settling=timedelta(0))) as w:
+        await w.served()
+        bundle = w.store.bundle(TD)
+        assert bundle is not None
+        w.authority.failure = DOWN
+        await w.clock.advance(96)
+        w.store.sent(w.store.open_subscription(), TD, bundle.version)  # never ACKs
+        w.authority.restart("second")
+        w.authority.failure = None
+        await w.renewed(seconds=5)  # before the wait for ACKs was over
+        await w.renewed(seconds=51)  # half of its life, in a world where no real time passes
+
+
 async def test_a_root_is_noticed_early_and_settles_before_it_is_used() -> None:
     async with world(WEB, roots=True) as w:
         await w.served()
