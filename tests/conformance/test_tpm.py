@@ -389,26 +389,50 @@ def test_critical_extensions_that_are_not_processed(
         verify_endorsement([below, middle], [maker.root], now=NOW)
 
 
-def test_the_search_for_a_path_is_bounded(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strangers choose the certificates: here, each of them issued each other one."""
-    ours = ec.generate_private_key(ec.SECP256R1())
-    key = made_quotes.key().private.public_key()
-    leaf = maker.certificate("", key, use=EK_USE, by=("Loop", ours))
-    loops = [
-        maker.certificate("Loop", ours.public_key(), ca=True, by=("Loop", ours)) for _ in range(15)
-    ]
-    tried = 0
+def _tried(monkeypatch: pytest.MonkeyPatch) -> list[x509.Certificate]:
+    """The issuers by whose key a signature was verified, once for each."""
+    issuers: list[x509.Certificate] = []
 
-    def count(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-        nonlocal tried
-        tried += 1
+    def note(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+        issuers.append(issuer)
         return real(certificate, issuer)
 
     real = endorsement._issued
-    monkeypatch.setattr(endorsement, "_issued", count)
+    monkeypatch.setattr(endorsement, "_issued", note)
+    return issuers
+
+
+@pytest.mark.parametrize("named", ["Loop", "Root"])
+def test_keys_of_strangers_verify_nothing(
+    maker: Maker, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """Their curve may make each signature cost fifty times as much; each issued each other one."""
+    ours = ec.generate_private_key(ec.BrainpoolP512R1())
+    key = made_quotes.key().private.public_key()
+    leaf = maker.certificate("", key, use=EK_USE, by=(named, ours))
+    loops = [
+        maker.certificate(named, ours.public_key(), ca=True, by=(named, ours)) for _ in range(15)
+    ]
+    tried = _tried(monkeypatch)
     with refused("chain_untrusted"):
         verify_endorsement([leaf, *loops], [maker.root], now=NOW)
-    assert 0 < tried <= endorsement.MOST_TRIES
+    assert {one.public_bytes(Encoding.DER) for one in tried} <= {maker.root}
+    assert len(tried) <= len(loops) + 1
+
+
+def test_the_search_for_a_path_is_bounded(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if a root vouches for one of them: here, each of them issued each other one."""
+    ours = ec.generate_private_key(ec.SECP256R1())
+    key = made_quotes.key().private.public_key()
+    leaf = maker.certificate("", key, use=EK_USE, by=("Nobody", ours))
+    loops = [
+        maker.certificate("Loop", ours.public_key(), ca=True, by=("Loop", ours)) for _ in range(14)
+    ]
+    first = maker.certificate("Loop", ours.public_key(), ca=True)
+    tried = _tried(monkeypatch)
+    with refused("chain_untrusted"):
+        verify_endorsement([leaf, first, *loops], [maker.root], now=NOW)
+    assert len(loops) < len(tried) <= endorsement.MOST_TRIES
 
 
 def test_a_chain_of_very_many_bytes_is_not_read(
@@ -420,7 +444,7 @@ def test_a_chain_of_very_many_bytes_is_not_read(
     monkeypatch.setattr(endorsement, "_check_use", lambda _: pytest.fail("read"))
     filling = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), bytes(20_000))
     large = maker.certificate("Middle", maker.key.public_key(), ca=True, also=filling)
-    with refused("certificate_malformed", match="more than 32768"):
+    with refused("certificate_malformed", match="more than 16384"):
         verify_endorsement([leaf, large, large], [maker.root], now=NOW)
 
 
