@@ -22,7 +22,7 @@ import functools
 import threading
 from collections import deque
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,6 +151,48 @@ async def alone(name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.
         del done, bound  # see _do
 
 
+class Lone(Generic[_R]):
+    """Work on one thing that may hang, such as one file: at most one thread is occupied by it.
+
+    Args:
+        name: the name of the thread in dumps.
+        work: the function that blocks.
+    """
+
+    __slots__ = ("_name", "_running", "_work")
+
+    def __init__(self, name: str, work: Callable[[], _R]) -> None:
+        self._name = name
+        self._work = work
+        self._running: asyncio.Future[_R] | None = None
+
+    async def run(self, *, seconds: float) -> _R:
+        """Do the work, or wait with others for that which is under way.
+
+        Raises:
+            TimeoutError: it takes longer than this; its thread goes on.
+            RuntimeError: the system gives no thread now.
+        """
+        running = self._running
+        if running is None or _is_left(running):
+            running = self._running = asyncio.ensure_future(alone(self._name, self._work))
+        done, _ = await asyncio.wait((running,), timeout=seconds)
+        if not done:
+            raise TimeoutError
+        if self._running is running:  # others may wait for the same work
+            self._running = None
+        return running.result()
+
+
+def _is_left(running: asyncio.Future[Any]) -> bool:
+    """Say whether work is over and nobody waited for it: it may have been long ago."""
+    if not running.done():
+        return False
+    if not running.cancelled():
+        running.exception()  # else it counts as an error that nobody looked at
+    return True
+
+
 ROTATION: Final = Threads("rotation", 4)
 """Keys, CSRs and chains of renewed certificates, and the credentials of their requests."""
 SLOW_KEYS: Final = Threads("slow-keys", 1)
@@ -165,6 +207,8 @@ COLLATERAL: Final = Threads("collateral", 2)
 """Files with revocation lists and collateral."""
 ENDORSEMENTS: Final = Threads("endorsements", 2)
 """Directories with certificates of chips, which evidence of agents may need."""
+KEPT_ENDORSEMENTS: Final = Threads("kept-endorsements", 1)
+"""Directories in which such certificates are stored."""
 TOKEN_KEYS: Final = Threads("token-keys", 1)
 """Files with the keys that sign the tokens of service accounts."""
 CONTAINERS: Final = Threads("containers", 1)
@@ -181,12 +225,12 @@ NAMES: Final = Threads("names", 4)
 """The lookup of authorities' names."""
 LOOKUPS: Final = Threads("lookups", 4)
 """The lookup of the names of HTTP servers."""
-GENERIC_SECRETS: Final = Threads("generic-secrets", 1)
-"""Files of generic secrets."""
 CONFIGURATION: Final = Threads("configuration", 1)
 """Compares the configuration file with the one of the start."""
 POLICY: Final = Threads("policy", 1)
 """Files of the signed policy."""
+POLICY_COPY: Final = Threads("policy-copy", 1)
+"""The copy of the policy for another process, which may be on another disk."""
 TLS_FILES: Final = Threads("tls-files", 1)
 """Certificate and key of the authority's TLS, if an operator gives them."""
 VOLUMES: Final = Threads("csi", 1)

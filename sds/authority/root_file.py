@@ -8,7 +8,6 @@ once; a file system that hangs takes one thread.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -53,23 +52,15 @@ class RootFile:
         self._path = path
         self._pem = read_roots(path)
         self._problems = Problems()
-        self._reading: asyncio.Future[bytes] | None = None
+        self._reading = threads.Lone("authority-root", lambda: read_roots(path))
 
     async def current(self) -> bytes:
         """Return the file's content now, or the last content that could be used, in PEM."""
-        reading = self._reading
-        if reading is None or _is_left(reading):
-            reading = self._reading = asyncio.ensure_future(
-                threads.alone("authority-root", read_roots, self._path)
-            )
-        done, _ = await asyncio.wait((reading,), timeout=ANSWER_SECONDS)
-        if not done:
+        try:
+            pem = await self._reading.run(seconds=ANSWER_SECONDS)
+        except TimeoutError:
             self._say(ConfigurationError(f"{self._path} does not answer"))
             return self._pem
-        if self._reading is reading:  # others may wait for the same reading
-            self._reading = None
-        try:
-            pem = reading.result()
         except ConfigurationError as error:
             self._say(error)
             return self._pem
@@ -96,12 +87,3 @@ class RootFile:
                 error,
                 extra={"reason": error.reason},
             )
-
-
-def _is_left(reading: asyncio.Future[bytes]) -> bool:
-    """Say whether a reading is over and nobody waited for it: it may have been long ago."""
-    if not reading.done():
-        return False
-    if not reading.cancelled():
-        reading.exception()  # else it counts as an error that nobody looked at
-    return True

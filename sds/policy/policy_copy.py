@@ -90,7 +90,9 @@ class PolicyCopy:
         if digest == self._written:
             return
         try:
-            await threads.POLICY.run(replace_file, self._place, self._holder.document, mode=0o644)
+            await threads.POLICY_COPY.run(
+                replace_file, self._place, self._holder.document, mode=0o644
+            )
         except OSError as error:
             if self._problems.is_news(error.strerror):  # its words name another file each time
                 _LOGGER.warning(
@@ -124,7 +126,7 @@ async def follow_copy(place: Path, holder: PolicyHolder, *, clock: Clock) -> Non
         if outcome.is_worth_another_offer(clock.now().wall):
             seen = None  # it was refused for its time alone
         try:
-            seen, content = await threads.POLICY.run(_changed, place, seen)
+            seen, content = await threads.POLICY_COPY.run(_changed, place, seen)
             if problems.over():
                 _LOGGER.info(
                     "the agent's copy of the policy can be read again",

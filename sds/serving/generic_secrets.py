@@ -22,6 +22,7 @@ from sds.problems import Problems
 from sds.secrets.key_memory import SecretBytes
 from sds.serving.subscription import WILDCARD
 from sds.settings.watching import follow_folders
+from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -69,6 +70,10 @@ class GenericSecretFiles:
         self._asked = asyncio.Event()
         self._problems = Problems()
         """Why a file cannot be used, as it was logged last."""
+        self._reading = {
+            key: threads.Lone("generic-secret", functools.partial(_read_again, key, path))
+            for key, path in self._places().items()
+        }
         for workload, named in files.items():
             for name in named:
                 if aliases.is_taken(name) or name == WILDCARD or not name:
@@ -118,16 +123,14 @@ class GenericSecretFiles:
 
     async def _look(self, changed: Callable[[], object]) -> None:
         fresh: dict[_Key, SecretBytes] = {}
-        for key, path in self._places().items():
+        for key, reading in self._reading.items():
             workload, name = key
-            read = functools.partial(_read, path, name=name, workload=workload)
             try:
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    fresh[key] = await threads.GENERIC_SECRETS.run(read)
+                fresh[key] = await reading.run(seconds=ANSWER_SECONDS)
             except ConfigurationError as error:
                 self._failed(key, error)
-            except TimeoutError:
-                said = f"generic_secrets.{name} of the workload {workload}: {path} does not answer"
+            except (TimeoutError, RuntimeError) as error:  # RuntimeError: no thread can start now
+                said = f"generic_secrets.{name} of the workload {workload}: {words_of(error)}"
                 self._failed(key, ConfigurationError(said))
             else:
                 if self._problems.over(of=key):
@@ -166,6 +169,11 @@ class GenericSecretFiles:
             else:
                 value.wipe()
         return changed
+
+
+def _read_again(key: _Key, path: Path) -> SecretBytes:
+    workload, name = key
+    return _read(path, name=name, workload=workload)
 
 
 def _read(path: Path, *, name: str, workload: str) -> SecretBytes:

@@ -277,8 +277,9 @@ async def test_a_reading_for_which_nobody_waited_counts_for_nobody(
             await asking
         path.write_bytes(tls().certificate_pem if found == "other roots" else b"")
         answers.set()
-        assert file._reading is not None
-        await asyncio.wait((file._reading,), timeout=10)
+        reading = file._reading._running
+        assert reading is not None
+        await asyncio.wait((reading,), timeout=10)
     newest = tls().certificate_pem
     path.write_bytes(newest)
     assert await file.current() == newest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -11,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
+from sds.attestation.snp import endorsements, sources
 from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.endorsements import KeptEndorsements
 from sds.attestation.snp.kds import ATTEMPTS, KdsEndorsements, vcek_path
@@ -162,6 +165,27 @@ async def test_certificates_are_kept_over_a_restart(
         full = KeptEndorsements(KdsEndorsements(url, PauseCounter()), tmp_path / "file")
         await holds(machine, full)
     assert "cannot be stored" in caplog.text
+
+
+async def test_folders_that_hang_cost_a_request_and_not_the_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers, machine = threading.Event(), simulated().machine()
+    monkeypatch.setattr(sources, "ANSWER_SECONDS", 0.02)
+    monkeypatch.setattr(endorsements, "ANSWER_SECONDS", 0.02)
+    monkeypatch.setattr(DirectoryEndorsements, "_look", lambda *_: answers.wait())
+    monkeypatch.setattr(KeptEndorsements, "_keep", lambda *_: answers.wait())
+    kds = Kds(machine)
+    try:
+        async with kds.served() as url, asyncio.timeout(20):
+            kept = KeptEndorsements(KdsEndorsements(url, PauseCounter()), tmp_path)
+            attester = EndorsedAttester(Bare(machine), [DirectoryEndorsements(tmp_path), kept])
+            for _ in range(3):  # more often than there are threads for it
+                evidence = await attester.attest(DATA)
+                assert evidence.certificates == machine.certificates
+    finally:
+        answers.set()
+    assert "cannot be stored, and will be fetched again: no answer in time" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", bytes(100_000)])

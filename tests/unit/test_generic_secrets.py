@@ -9,6 +9,7 @@ import pytest
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError
 from sds.identity import Identity, SpiffeId, TrustDomain
+from sds.secrets.key_memory import SecretBytes
 from sds.secrets.store import SecretStore
 from sds.serving import generic_secrets
 from sds.serving.generic_secrets import MAX_BYTES, GenericSecretFiles, read_memory_file
@@ -176,3 +177,28 @@ async def test_a_file_that_hangs_keeps_its_value(monkeypatch: pytest.MonkeyPatch
     found = secrets.current(WEB, "token")
     assert found is not None
     assert found[1] == b"one"
+
+
+async def test_a_file_that_hangs_keeps_no_other_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = memory_file(b"one")
+    named = {"hangs": memory_file(b"x"), "token": other}
+    secrets = GenericSecretFiles(SecretStore(), files={"web": named}, aliases=Aliases())
+    answers, read, asked = threading.Event(), generic_secrets._read, []
+
+    def hang(path: Path, *, name: str, workload: str) -> SecretBytes:
+        if name == "hangs":
+            asked.append(path)
+            answers.wait()
+        return read(path, name=name, workload=workload)
+
+    monkeypatch.setattr(generic_secrets, "_read", hang)
+    monkeypatch.setattr(generic_secrets, "ANSWER_SECONDS", 0.01)
+    try:
+        async with asyncio.timeout(10):
+            for value in (b"two", b"three"):
+                other.write_bytes(value)
+                while value not in (secrets.current(WEB, "token") or ()):
+                    await secrets._look(lambda: None)
+    finally:
+        answers.set()
+    assert len(asked) == 1, "one thread is occupied"

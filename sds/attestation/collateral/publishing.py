@@ -11,6 +11,7 @@ starts at once asks for the same ones.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -27,7 +28,7 @@ from sds.attestation.snp.chain import amd_certificates, link, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.leaf import read_leaf
 from sds.attestation.snp.report import Product, Tcb
-from sds.attestation.snp.sources import is_vcek_target, vcek_target
+from sds.attestation.snp.sources import ANSWER_SECONDS, is_vcek_target, vcek_target
 from sds.attestation.tdx.collateral import QE_IDENTITY
 from sds.backoff import LATER, uniform
 from sds.errors import EvidenceError
@@ -151,7 +152,7 @@ class PublishedCollateral:
 
     async def run(self) -> None:
         """Ask for VCEKs, one after the other, until cancelled."""
-        await threads.ENDORSEMENTS.run(self._load)
+        await threads.KEPT_ENDORSEMENTS.run(self._load)
         failures = 0
         while True:
             target = await self._wanted.next()
@@ -184,7 +185,11 @@ class PublishedCollateral:
             _LOGGER.warning("an answer is not the VCEK of that chip: %s", error)
             return None
         dropped = self._keep(target, body)
-        await threads.ENDORSEMENTS.run(self._store, target, body, dropped)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await threads.KEPT_ENDORSEMENTS.run(self._store, target, body, dropped)
+        except TimeoutError as error:
+            _LOGGER.warning("a VCEK cannot be stored on disk: %s", words_of(error))
         return None
 
     def _verify(self, target: str, der: bytes) -> None:

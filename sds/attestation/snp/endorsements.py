@@ -6,12 +6,13 @@ never evidence.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from typing import TYPE_CHECKING
 
 from sds import threads
-from sds.attestation.snp.sources import DirectoryEndorsements, EndorsedAttester
+from sds.attestation.snp.sources import ANSWER_SECONDS, DirectoryEndorsements, EndorsedAttester
 from sds.errors import ConfigurationError, EndorsementUnavailableError
 from sds.files import is_folder, replace_file
 from sds.untrusted_input import words_of
@@ -39,12 +40,13 @@ class KeptEndorsements:
     def __init__(self, inner: Endorsements, folder: Path) -> None:
         self._inner = inner
         self._folder = folder
-        self._kept = DirectoryEndorsements(folder)
+        self._kept = DirectoryEndorsements(folder, readers=threads.KEPT_ENDORSEMENTS)
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
         """Return the stored certificates, or fetch them from the source and store them.
 
-        A folder that cannot be read or written costs a request each time, and one line in the log.
+        A folder that cannot be read or written, or does not answer, costs a request each time, and
+        one line in the log.
         """
         try:
             if found := await self._kept.certificates(report):
@@ -53,7 +55,11 @@ class KeptEndorsements:
             _LOGGER.debug("no stored certificates: %s", error)
         found = await self._inner.certificates(report)
         if found:
-            await threads.ENDORSEMENTS.run(self._keep, found)
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await threads.KEPT_ENDORSEMENTS.run(self._keep, found)
+            except TimeoutError as error:
+                self._say(words_of(error))
         return found
 
     def _keep(self, found: tuple[bytes, ...]) -> None:
@@ -63,11 +69,14 @@ class KeptEndorsements:
             for count, der in enumerate(found):
                 replace_file(self._folder / f"{name}-{count}.der", der, mode=0o644)
         except OSError as error:
-            _LOGGER.warning(
-                "a certificate cannot be stored, and will be fetched again: %s",
-                words_of(error),
-                extra={"path": str(self._folder)},
-            )
+            self._say(words_of(error))
+
+    def _say(self, why: str) -> None:
+        _LOGGER.warning(
+            "a certificate cannot be stored, and will be fetched again: %s",
+            why,
+            extra={"path": str(self._folder)},
+        )
 
 
 def endorsed(attester: Attester, section: AttestationSection, clock: Clock) -> Attester:

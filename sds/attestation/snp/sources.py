@@ -7,6 +7,7 @@ requests, sizes and times are bounded.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.attestation.evidence import Attester, Evidence, ReportData
+    from sds.threads import Threads
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
+ANSWER_SECONDS: Final = 5.0
+"""How long a directory may take: evidence waits for it, and another source may have the rest."""
 _MAX_FILES: Final = 1024
 _MAX_ISSUERS: Final = 16
 """The most certificates that may be above a leaf; AMD has two. Each is compared with each."""
@@ -106,12 +110,20 @@ class EndorsedAttester:
 class DirectoryEndorsements:
     """Finds certificates in a directory: PEM or DER, any names; read at every request."""
 
-    def __init__(self, directory: Path) -> None:
-        """Use a directory that has VCEKs, ASKs and ARKs."""
+    def __init__(self, directory: Path, *, readers: Threads = threads.ENDORSEMENTS) -> None:
+        """Use a directory that has VCEKs, ASKs and ARKs; ``readers`` read it."""
         self._directory = directory
+        self._readers = readers
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
-        return await threads.ENDORSEMENTS.run(self._look, report)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await self._readers.run(self._look, report)
+        except TimeoutError as error:
+            raise EndorsementUnavailableError(
+                f"{self._directory} does not answer within {ANSWER_SECONDS:g} s",
+                advice="check whether its file system hangs",
+            ) from error
 
     def _look(self, report: Report) -> tuple[bytes, ...]:
         try:

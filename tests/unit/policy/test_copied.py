@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from sds.clock import SystemClock
 from sds.errors import ConfigurationError
 from sds.policy.holder import PolicyHolder
 from sds.policy.policy_copy import PolicyCopy, follow_copy
+from sds.policy.reload import PolicyFiles
 from sds.policy.succession import PolicySuccession
 from sds.settings import yamlfile
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
@@ -88,6 +90,32 @@ async def test_a_disk_that_stays_full_is_said_once(
             await asyncio.sleep(0.01)
     said = [one.getMessage() for one in caplog.records]
     assert [one for one in said if "No space left" in one] == said[:1]
+
+
+async def test_a_copy_that_hangs_keeps_no_policy_from_being_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, begun, agent = threading.Event(), threading.Event(), holder()
+    (tmp_path / "signed.json").write_bytes(epoch(8))
+    files = PolicyFiles(tmp_path / "signed.json", agent, clock=SystemClock())
+
+    def hang(*_: object, **__: object) -> None:
+        begun.set()
+        answers.wait()
+
+    monkeypatch.setattr("sds.policy.policy_copy.replace_file", hang)
+    try:
+        async with asyncio.timeout(10), running(PolicyCopy(tmp_path / "copy", agent).run()):
+            await asyncio.sleep(0)
+            agent.take(epoch(3), origin="authority")
+            while not begun.is_set():
+                await asyncio.sleep(0.01)
+            async with running(files.follow()):
+                files.ask()
+                while agent.epoch != 8:
+                    await asyncio.sleep(0.01)
+    finally:
+        answers.set()
 
 
 class _Quick(SystemClock):
