@@ -1,11 +1,13 @@
 """Identifies what processes execute: a separate process opens and hashes it within a budget.
 
-Owns :class:`Executables`: two lookers (:mod:`sds.workload.looker`), one for short looks and one for
-hashing, and how many bytes each owner may still have hashed. Invariants: neither the event loop nor
+Owns :class:`Executables`: three lookers (:mod:`sds.workload.looker`), one for short looks, one for
+hashing, and one for processes with so many mounts that a look takes long; and how many bytes each
+owner may still have hashed. Invariants: neither the event loop nor
 a thread of the agent opens a file that a caller chose; a look has a deadline, after which its
 looker is killed and replaced; if a look hangs, its owner gets no other look until the stuck looker
 is gone; an owner has one look at a time, and a bounded number of bytes hashed in a minute, even if
 it reconnects; however many owners wait with large files, a small one waits for at most two of them;
+however many wait with many mounts, no other process waits for them;
 a file is hashed once, as long as its times say that it has not changed.
 """
 
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from sds.errors import WorkloadError
 from sds.untrusted_input import words_of
 from sds.workload.fair_row import FairRow
+from sds.workload.looker import MOST_MOUNTS_BYTES, NEAR_MOUNTS_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -108,6 +111,7 @@ class Executables:
         self._clock = clock
         self._looking = _Looker(nice=0)
         self._hashing = _Looker(nice=10)
+        self._searching = _Looker(nice=10)
         self._digests: OrderedDict[tuple[int, ...], str] = OrderedDict()
         self._owners: dict[str, _Owner] = {}
         self._stuck = 0
@@ -115,7 +119,8 @@ class Executables:
 
     async def aclose(self) -> None:
         """End the lookers."""
-        ended = [process for each in (self._looking, self._hashing) if (process := each.kill())]
+        lookers = (self._looking, self._hashing, self._searching)
+        ended = [process for each in lookers if (process := each.kill())]
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -149,20 +154,33 @@ class Executables:
                 "an earlier look at this owner's executables still hangs in a file system",
                 reason="executable_late",
             )
-        found = await self._ask(self._looking, owner, peer, None, self.limits.look_seconds)
+        hashing = self._hashing
+        seconds = self.limits.look_seconds
+        found = await self._ask(self._looking, owner, peer, None, seconds)
+        if found is None:  # callers with many mounts wait for each other, also to have it hashed
+            hashing = self._searching
+            found = await self._ask(hashing, owner, peer, None, seconds)
+        assert found is not None
         if peer.executed not in (None, found.fingerprint[:2]):
             digest = False  # it counts no longer, and must not depend on what is left to hash
-        sha256 = await self._digest(owner, peer, found.fingerprint) if digest else None
+        sha256 = await self._digest(hashing, owner, peer, found.fingerprint) if digest else None
         return Executable(path=found.path, sha256=sha256, fingerprint=found.fingerprint)
 
-    async def _digest(self, owner: _Owner, peer: Peer, fingerprint: tuple[int, ...]) -> str:
+    async def _digest(
+        self, hashing: _Looker, owner: _Owner, peer: Peer, fingerprint: tuple[int, ...]
+    ) -> str:
         if (known := self._digests.get(fingerprint)) is not None:
             self._digests.move_to_end(fingerprint)
             return known
         _device, _inode, size, modified, changed = fingerprint
         self._spend(owner, size, peer)
         seconds = self.limits.look_seconds + size / self.limits.slowest
-        found = await self._ask(self._hashing, owner, peer, fingerprint, seconds)
+        found = await self._ask(hashing, owner, peer, fingerprint, seconds)
+        if found is None:  # it is another file, on another mount
+            raise WorkloadError(
+                f"process {peer.pid} executed another file during the look",
+                reason="executable_unreadable",
+            )
         assert found.sha256 is not None
         settled = self._clock.now().wall.timestamp() - max(modified, changed) / 1e9
         if settled > _SETTLED_SECONDS:
@@ -178,8 +196,15 @@ class Executables:
         peer: Peer,
         fingerprint: Sequence[int] | None,
         seconds: float,
-    ) -> Executable:
-        request = {"pid": peer.pid, "most": self.limits.largest, "digest": fingerprint}
+    ) -> Executable | None:
+        """Return what a looker says; None if the file's mount is one for :attr:`_searching`."""
+        near = looker is not self._searching
+        request = {
+            "pid": peer.pid,
+            "most": self.limits.largest,
+            "mounts": NEAR_MOUNTS_BYTES if near else MOST_MOUNTS_BYTES,
+            "digest": fingerprint,
+        }
         try:
             said = await looker.ask(request, seconds, size=fingerprint[2] if fingerprint else 0)
         except TimeoutError:
@@ -195,6 +220,8 @@ class Executables:
                 f"the process that reads executables cannot run: {words_of(error)}",
                 reason="executable_late",
             ) from error
+        if said.get("far"):
+            return None
         if said.get("gone"):
             peer.check()
             raise WorkloadError(

@@ -47,6 +47,7 @@ author may change them at any time."""
 LOOKS_A_TURN: Final = 16
 """How many recognitions one change wakes in a turn of the loop; a look takes about 0.2 ms."""
 _POSTPONED: Final = WorkloadError("it has not been looked for yet", reason="undetermined")
+_NOT_YET: Final = WorkloadError("the first look at it is not over", reason="undetermined")
 _OTHER_RULES: Final = WorkloadError("other rules came during the look", reason="undetermined")
 """They may ask for facts that the look did not gather; the next look follows at once."""
 
@@ -248,7 +249,7 @@ class Recognition:
     def __init__(self, recogniser: Recogniser, peer: Peer) -> None:
         """Do nothing before :meth:`follow`; the code that opened ``peer`` closes it."""
         self.peer = peer
-        self.outcome = RecognitionOutcome()
+        self.outcome = RecognitionOutcome(decision=Decision(undetermined=_NOT_YET))
         self._recogniser = recogniser
         self._entitlement: Entitlement | None = None
         self._held: set[Identity] = set()

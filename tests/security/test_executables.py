@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
+import socket
 import statistics
 import sys
 import time
@@ -18,6 +20,7 @@ import pytest
 from sds.clock import SystemClock
 from sds.workload import looker
 from sds.workload.executables import ExecutableLimits, Executables
+from sds.workload.peer import Peer, process_start_time
 from sds.workload.recognition import Timing
 from sds.workload.unix import UnixAttestor
 from tests.support import need
@@ -44,6 +47,20 @@ ENVIRONMENT = {"PYTHONHOME": sys.base_prefix}
 FAST = Timing(hold=1.5, retry_first=0.02, retry_most=0.1, recheck=0.2, linger=0)
 R0 = "spiffe://example.org/r0"
 DIGEST = hashlib.sha256(PYTHON.read_bytes()).hexdigest()
+REQUEST = {"most": 1 << 30, "mounts": looker.MOST_MOUNTS_BYTES, "digest": None}
+
+
+def peer_of(pid: int, *, owner: str) -> Peer:
+    """Return a process as if it had connected."""
+    return Peer(
+        pid=pid,
+        uid=0,
+        gid=0,
+        groups=frozenset(),
+        pidfd=None,
+        start_time=process_start_time(pid),
+        owner=owner,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -132,8 +149,48 @@ async def test_no_name_of_a_mount_point_makes_fuse_look_like_a_disk(tmp_path: Pa
         ) as process,
     ):
         await until(lambda: Path(f"/proc/{process.pid}/exe").readlink() == program)
-        found = looker.answer({"pid": process.pid, "most": 1 << 30, "digest": None})
+        found = looker.answer(REQUEST | {"pid": process.pid})
     assert "FUSE" in found.get("error", ""), found
+
+
+MANY_MOUNTS = """
+mount -t tmpfs mounts "$1"
+for each in 0 1 2 3 4 5 6 7 8 9 10 11; do
+    mkdir "$1/$each"
+    mount --rbind "$1" "$1/$each"
+done
+mkdir "$1/last"
+mount -t tmpfs last "$1/last"
+cp "$2" "$1/last/program"
+echo mounted
+exec "$1/last/program" 600
+"""
+
+
+async def test_a_process_with_thousands_of_mounts_holds_up_nobody_else(tmp_path: Path) -> None:
+    """A look at it takes a tenth of a second, and a user with subordinate IDs is 65,536 owners."""
+    program = Path("/bin/sleep")
+    command = ["unshare", "--mount", "sh", "-e", "-c", MANY_MOUNTS, "sh", str(tmp_path), program]
+    executables = Executables(SystemClock(), ExecutableLimits(look_seconds=30))
+    ours, theirs = socket.socketpair()
+    async with running(list(map(str, command))) as process:
+        await process.line("mounted")
+        await until(lambda: Path(f"/proc/{process.pid}/exe").readlink().name == "program")
+        far = peer_of(process.pid, owner="uid 1")
+        with ours, theirs, Peer.of(ours) as near:
+            found = await executables.read(far, digest=True)
+            assert found.path == str(tmp_path / "last" / "program")
+            assert found.sha256 == hashlib.sha256(program.read_bytes()).hexdigest()
+            stopped = executables._searching._process
+            assert stopped is not None
+            stopped.send_signal(signal.SIGSTOP)
+            look = asyncio.create_task(executables.read(far, digest=True))
+            await asyncio.sleep(0)
+            assert (await executables.read(near, digest=True)).sha256 == DIGEST
+            assert not look.done()
+            stopped.send_signal(signal.SIGCONT)
+            assert await look == found
+    await executables.aclose()
 
 
 async def test_a_user_that_changes_large_files_all_the_time(shared: Path) -> None:

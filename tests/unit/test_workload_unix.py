@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 BINARY = Path(sys.executable).resolve()
 DIGEST = hashlib.sha256(BINARY.read_bytes()).hexdigest()
+REQUEST = {"most": 1 << 30, "mounts": looker.MOST_MOUNTS_BYTES, "digest": None}
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_a_path_that_is_not_utf8_is_text_all_the_same(tmp_path: Path) -> None:
     shutil.copy("/bin/sleep", program)
     process = subprocess.Popen([program, "60"])
     try:
-        found = looker.answer({"pid": process.pid, "most": 1 << 30, "digest": None})
+        found = looker.answer(REQUEST | {"pid": process.pid})
     finally:
         process.kill()
         process.wait()
@@ -141,9 +142,10 @@ def test_a_path_that_is_not_utf8_is_text_all_the_same(tmp_path: Path) -> None:
 def test_a_process_with_very_many_mounts_is_not_read_to_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(REQUEST, "mounts", 0)
     monkeypatch.setattr(looker, "MOST_MOUNTS_BYTES", 0)
     monkeypatch.setattr(looker, "_line", lambda *_: b"no such mount")
-    found = looker.answer({"pid": os.getpid(), "most": 1 << 30, "digest": None})
+    found = looker.answer(REQUEST | {"pid": os.getpid()})
     assert "too many mounts" in found["error"]
 
 
@@ -352,8 +354,8 @@ def test_the_path_is_that_of_the_file_that_is_hashed(
             return opened(path, flags)
 
         monkeypatch.setattr(os, "open", late)
-        said = looker.answer({"pid": process.pid, "most": 1 << 30, "digest": None})
+        said = looker.answer(REQUEST | {"pid": process.pid})
         assert said["error"] == "its process executed another file meanwhile"
         monkeypatch.undo()
-        again = looker.answer({"pid": process.pid, "most": 1 << 30, "digest": None})
+        again = looker.answer(REQUEST | {"pid": process.pid})
         assert again["path"] == str(second)
