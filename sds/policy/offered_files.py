@@ -35,7 +35,7 @@ def read_signed(place: Path, *, max_bytes: int) -> bytes:
         files = sorted(
             file
             for file in place.iterdir()
-            if file.suffix == ".json" and not file.name.startswith(".")
+            if file.suffix.lower() == ".json" and not file.name.startswith(".")
         )
     except OSError as error:
         raise ConfigurationError(f"{place} cannot be read: {error.strerror}") from error

@@ -39,6 +39,11 @@ def read_source(path: Path) -> bytes:
             f"the directory {path} cannot be read: {error.strerror}",
             advice="check its permissions",
         ) from error
+    for folder in filter(is_folder, found):  # its rules would be missing
+        raise ConfigurationError(
+            f"the folder {folder} would be left out",
+            advice="move its files up, beside the others, or move the folder elsewhere",
+        )
     files = [file for file in found if file.suffix.lower() in _ENDINGS]
     for file in files:
         if file.suffix not in _ENDINGS:  # its rules would be missing

@@ -462,6 +462,18 @@ def test_no_file_of_a_directory_is_left_out_for_its_case(tmp_path: Path, name: s
     assert f"{name} would be left out" in result.output
 
 
+@pytest.mark.parametrize("name", ["shop", "shop.yaml"])
+def test_no_folder_of_a_directory_is_left_out(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.yaml").write_bytes(yaml_bytes(document()))
+    (tmp_path / ".git").mkdir()
+    good("lint", tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "b.yaml").write_text("limits: {max_lifetime: 5m}\n")
+    result = run("lint", tmp_path)
+    assert result.exit_code == 2
+    assert f"{name} would be left out" in result.output
+
+
 def test_a_directory_is_one_document(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     folder.mkdir()

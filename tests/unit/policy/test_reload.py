@@ -145,7 +145,7 @@ async def test_a_directory_offers_all_and_the_highest_wins(tmp_path: Path) -> No
     (tmp_path / "notes.txt").write_text("no policy")
     async with following(tmp_path) as files:
         assert files.holder.epoch == 3
-        (tmp_path / "4.json").write_bytes(epoch(4))
+        (tmp_path / "4.JSON").write_bytes(epoch(4))
         await until_epoch(files, 4)
 
 
