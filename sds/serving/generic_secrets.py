@@ -71,7 +71,7 @@ class GenericSecretFiles:
         self._problems = Problems()
         """Why a file cannot be used, as it was logged last."""
         self._reading = {
-            key: threads.Lone("generic-secret", functools.partial(_read_again, key, path))
+            key: threads.Lone("generic-secret", functools.partial(_read_place, key, path))
             for key, path in self._places().items()
         }
         for workload, named in files.items():
@@ -122,24 +122,30 @@ class GenericSecretFiles:
         await follow_folders(folders, self._asked, look, clock=clock)
 
     async def _look(self, changed: Callable[[], object]) -> None:
-        fresh: dict[_Key, SecretBytes] = {}
-        for key, reading in self._reading.items():
-            workload, name = key
-            try:
-                fresh[key] = await reading.run(seconds=ANSWER_SECONDS)
-            except ConfigurationError as error:
-                self._failed(key, error)
-            except (TimeoutError, RuntimeError) as error:  # RuntimeError: no thread can start now
-                said = f"generic_secrets.{name} of the workload {workload}: {words_of(error)}"
-                self._failed(key, ConfigurationError(said))
-            else:
-                if self._problems.over(of=key):
-                    _LOGGER.info(
-                        "a generic secret can be read again: %s", name, extra={"workload": workload}
-                    )
+        places = self._places()
+        found = await asyncio.gather(*(self._read_again(*place) for place in places.items()))
+        fresh = {key: new for key, new in zip(places, found, strict=True) if new is not None}
         if self._take(fresh):
             _LOGGER.info("generic secrets changed")
             changed()
+
+    async def _read_again(self, key: _Key, path: Path) -> SecretBytes | None:
+        """Return what a file contains now, or nothing if it cannot be read."""
+        workload, name = key
+        try:
+            fresh = await self._reading[key].run(seconds=ANSWER_SECONDS)
+        except ConfigurationError as error:
+            self._failed(key, error)
+            return None
+        except (TimeoutError, RuntimeError) as error:  # RuntimeError: no thread can start now
+            said = f"generic_secrets.{name} of the workload {workload}: {path} cannot be read"
+            self._failed(key, ConfigurationError(f"{said}: {words_of(error)}"))
+            return None
+        if self._problems.over(of=key):
+            _LOGGER.info(
+                "a generic secret can be read again: %s", name, extra={"workload": workload}
+            )
+        return fresh
 
     def _failed(self, key: _Key, error: ConfigurationError) -> None:
         if self._problems.is_news(error, of=key):
@@ -171,7 +177,7 @@ class GenericSecretFiles:
         return changed
 
 
-def _read_again(key: _Key, path: Path) -> SecretBytes:
+def _read_place(key: _Key, path: Path) -> SecretBytes:
     workload, name = key
     return _read(path, name=name, workload=workload)
 
