@@ -46,6 +46,8 @@ def read_file(path: Path, *, max_bytes: int) -> bytes:
             os.set_blocking(descriptor, True)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(max_bytes + 1)
+        if content is None:  # such as /proc/kmsg; mypy's types do not know of it
+            raise OSError(errno.EAGAIN, "it has nothing to read now", str(path))
     finally:
         os.close(descriptor)
     if len(content) > max_bytes:

@@ -40,6 +40,7 @@ from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from sds.authority.istio_settings import IstioSettings
     from sds.clock import Clock
@@ -185,15 +186,7 @@ class IstioAuthority:
                 f"{self._settings.audience!r} there",
                 reason="authority_token",
             ) from error
-        text = raw.decode("ascii", errors="replace").strip()
-        # gRPC accepts only visible ASCII in metadata.
-        if not text or not text.isascii() or not text.isprintable() or len(text.split()) > 1:
-            raise AuthorityError(
-                f"the token file {path} must contain one token",
-                advice="it must contain a single JWT and nothing else",
-                reason="authority_token",
-            )
-        return text
+        return bearer_token(raw, path)
 
     def _connected(self, root: bytes) -> IstioLine:
         """Return the connection, a new one if the root file's content changed."""
@@ -234,6 +227,22 @@ class IstioAuthority:
                 advice="mount istio-ca-root-cert's root-cert.pem there",
                 reason="authority_root",
             ) from error
+
+
+def bearer_token(raw: bytes, path: Path) -> str:
+    """Return the token in a file's content; gRPC accepts only visible ASCII in metadata.
+
+    Raises:
+        AuthorityError: ``authority_token``: it is not one token.
+    """
+    text = raw.decode("ascii", errors="replace").strip()
+    if not text or not text.isascii() or not text.isprintable() or len(text.split()) > 1:
+        raise AuthorityError(
+            f"the token file {path} must contain one token",
+            advice="it must contain a single JWT and nothing else",
+            reason="authority_token",
+        )
+    return text
 
 
 def _add_roots(roots: set[bytes], more: Sequence[bytes]) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from sds.authority.istio import IstioAuthority
-from sds.errors import ConfigurationError, SdsError
+from sds.authority.istio import IstioAuthority, bearer_token
+from sds.errors import SdsError
 from sds.pki import certificates_from_pem
 from sds.settings.yamlfile import read
 
@@ -34,10 +34,7 @@ class _Istio:
         except SdsError as error:
             problem("authority.root", str(error))
         try:
-            if not read(section.token).strip():
-                raise ConfigurationError(
-                    f"{section.token} is empty", advice="it must contain a token"
-                )
+            bearer_token(read(section.token), section.token)
         except SdsError as error:
             problem("authority.token", str(error))
 

@@ -55,6 +55,7 @@ from sds.attestation.tpm import endorsement as tpm_endorsement
 from sds.attestation.tpm import keys as tpm_keys
 from sds.attestation.tpm import parcel as tpm_parcel
 from sds.authority import istio_answer
+from sds.authority.istio import bearer_token
 from sds.authority.istio_token import bearer_problem
 from sds.errors import SdsError
 from sds.exchange import wire
@@ -405,6 +406,11 @@ PARSERS: Final[list[Parser]] = [
         name="sds.exchange.wire:nonce_from_wire",
         parse=wire.nonce_from_wire,
         samples=lambda: (bytes(32),),
+    ),
+    Parser(
+        name="sds.authority.istio:bearer_token",
+        parse=lambda raw: bearer_token(raw, Path("token")),
+        samples=lambda: (b"a.b.c\n",),
     ),
     Parser(
         name="sds.authority.istio_answer:elements",

@@ -248,6 +248,16 @@ def test_what_cannot_start_is_refused(
     assert len(set(found)) == len(found), "one problem is told twice"
 
 
+def test_a_token_that_istios_client_would_refuse_is_refused(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    del settings["attestation"]
+    istio = {"kind": "istio", "addresses": ["a:1"], "root": str(tmp_path / "root.pem")}
+    istio["token"] = str(tmp_path / "two")
+    with pytest.raises(ConfigurationError, match=r"token: .*/two must contain one token"):
+        check({**settings, "authority": istio}, tmp_path)
+
+
 def test_the_agent_must_be_a_member_of_the_sockets_group(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

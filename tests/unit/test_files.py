@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import io
 import os
 import resource
 import signal
@@ -69,6 +70,25 @@ def test_what_is_no_ordinary_file_is_an_error(tmp_path: Path, make: Callable[[Pa
     with pytest.raises(OSError, match=str(path)) as caught:
         read_file(path, max_bytes=MOST)
     assert caught.value.strerror
+
+
+def test_a_file_of_the_kernel_that_has_nothing_now_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as /proc/kmsg, which is an ordinary file and may make its reader wait."""
+    path = tmp_path / "named"
+    path.touch()
+
+    class Waits(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, _: object) -> None:
+            return None
+
+    monkeypatch.setattr(os, "fdopen", lambda *_, **__: io.BufferedReader(Waits()))
+    with pytest.raises(BlockingIOError, match="nothing to read now"):
+        read_file(path, max_bytes=MOST)
 
 
 @PLACES
