@@ -188,12 +188,14 @@ async def test_a_listener_of_an_entitlement_keeps_no_other_from_hearing() -> Non
 async def test_a_listener_of_a_watch_ends_no_watch() -> None:
     class Silent:
         async def chunks(self, path: str, params: object = None) -> AsyncGenerator[bytes, None]:
-            yield b'{"items": [], "metadata": {"resourceVersion": "1"}}'
+            yield b'{"kind": "List", "items": [], "metadata": {"resourceVersion": "1"}}'
 
         def lines(self, path: str, params: object, *, idle_seconds: float) -> Any:
             raise AssertionError
 
     class Kept:
+        kind = "List"
+
         def begin(self) -> None:
             pass
 

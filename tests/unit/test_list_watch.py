@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PATH = "/api/v1/services"
 BOOKMARK = b'{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "2"}}}'
-GOOD = b'{"items": [], "metadata": {"resourceVersion": "1"}}'
+GOOD = b'{"kind": "ServiceList", "items": [], "metadata": {"resourceVersion": "1"}}'
 
 
 class Answering:
@@ -49,6 +49,8 @@ class Answering:
 
 
 class Kept:
+    kind = "ServiceList"
+
     def begin(self) -> None:
         pass
 
@@ -79,8 +81,8 @@ def watching(server: Answering) -> ListWatch[bytes]:
         b"\xff",
         b'{"type": "ADDED", "object": null, "items": 7, "metadata": null}',
         b'{"type": "ADDED", "object": {"metadata": {"resourceVersion": "1", "name": "\\ud800"}}}',
-        b'{"items": [{"metadata": {"name": "\\ud800"}}], "metadata": {"resourceVersion": "1"}}',
-        b'{"items": [NaN], "metadata": {"resourceVersion": Infinity}}',
+        GOOD.replace(b"[]", b'[{"metadata": {"name": "\\ud800"}}]'),
+        GOOD.replace(b"[]", b"[NaN]").replace(b'"1"', b"Infinity"),
     ],
 )
 async def test_a_malformed_answer_is_our_error(text: bytes) -> None:
@@ -88,6 +90,14 @@ async def test_a_malformed_answer_is_our_error(text: bytes) -> None:
         await watching(Answering(document=text))._list()
     with pytest.raises(KubernetesError, match=PATH):
         await watching(Answering(line=text))._watch("1")
+
+
+@pytest.mark.parametrize("kind", [b'"kind": "PodList", ', b'"kind": null, ', b""])
+async def test_an_answer_to_another_question_empties_no_collection(kind: bytes) -> None:
+    """A proxy that confuses requests would take every pod from the nodes of a cluster."""
+    document = GOOD.replace(b'"kind": "ServiceList", ', kind)
+    with pytest.raises(KubernetesError, match="not a ServiceList"):
+        await watching(Answering(document=document))._list()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +109,7 @@ async def test_a_list_that_does_not_end_is_our_error(
     monkeypatch.setattr(watch, "MOST_OBJECTS", 100)
     monkeypatch.setattr(watch, "_MOST_PAGES", 60)
     tail = b', "metadata": {"resourceVersion": "1", "continue": "more"}}'
-    server = Answering(document=b'{"items": ' + items + tail)
+    server = Answering(document=b'{"kind": "ServiceList", "items": ' + items + tail)
     with pytest.raises(KubernetesError, match="does not end"):
         await watching(server)._list()
     assert server.lists == (61 if items == b"[]" else 51)

@@ -32,6 +32,8 @@ class ScheduledPod:
 class ScheduledPods:
     """Keeps pods by node; a :class:`sds.workload.kubernetes.watch.Collection`."""
 
+    kind: Final = "PodList"
+
     def __init__(self) -> None:
         self._by_uid: dict[str, ScheduledPod] = {}
         self._of_node: dict[str, dict[str, ScheduledPod]] = {}

@@ -44,6 +44,8 @@ APART_SECONDS: Final = 1.0
 class ServiceIndex:
     """Keeps the selectors of Services by namespace."""
 
+    kind: Final = "ServiceList"
+
     def __init__(self) -> None:
         self._selectors = Selectors()
         self._coming = Selectors()

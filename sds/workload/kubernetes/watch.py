@@ -83,6 +83,11 @@ class ListAgainError(Exception):
 class Collection(Protocol[_K]):
     """Keeps what is needed of the collection; a malformed object raises one of Python's errors."""
 
+    @property
+    def kind(self) -> str:
+        """The kind of its lists, such as ``PodList``: another one would empty the collection."""
+        ...
+
     def begin(self) -> None:
         """Expect the objects of a new list."""
         ...
@@ -189,6 +194,8 @@ class ListWatch(Generic[_K]):
         take = at_most(MOST_OBJECTS, kept, self._collection.read)
         answer = await read_list(self._api.chunks(self._path, params), take)
         assert answer is not None, "no answer is known beforehand"
+        if (kind := answer[0].get("kind")) != self._collection.kind:
+            raise ValueError(f"it is a {str(kind)[:80]!r} and not a {self._collection.kind}")
         metadata = answer[0]["metadata"]
         return metadata.get("continue"), metadata["resourceVersion"]
 
