@@ -5,8 +5,8 @@ can be valid. Invariants: there are at most :data:`~sds.pki.MAX_ROOTS` with
 :data:`~sds.pki.MAX_BUNDLE_BYTES`, whatever an authority names; a root that the authority vouches
 for is in the bundle before any leaf under it is served; a root that it no longer vouches for stays
 until no leaf under it can be valid, ours or another node's, if each lives no longer than it was
-asked for, and while a leaf under it is served; an expired root leaves at once (nothing under it
-verifies), unless no root would be left.
+asked for, and while a leaf under it is served; a root that has ended leaves at once (nothing under
+it verifies), unless no root would be left or only a wall clock that is ahead says so.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Root:
         der: the certificate.
         fingerprint: the SHA-256 of the certificate, lower-case hex.
         not_after: the end of the root's own validity.
+        until: that end in seconds of boot time, as it was expected when the root joined.
         vouched: when the authority last named it, in seconds of boot time: a wall clock that is
             ahead for a moment takes no root away, and leaves none behind.
         leaves_until: the end of our last leaf under it, at most as it was asked for; None if there
@@ -43,8 +44,13 @@ class Root:
     der: bytes = field(repr=False)
     fingerprint: str
     not_after: datetime
+    until: float
     vouched: float
     leaves_until: datetime | None = None
+
+    def is_over(self, now: Instant) -> bool:
+        """Say whether it has ended by both clocks: the wall clock may be ahead for a moment."""
+        return self.not_after <= now.wall and self.until <= now.boottime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +86,7 @@ class Ledger:
             for root in self.roots
         )
         new = tuple(
-            Root(
-                der=der,
-                fingerprint=fingerprint,
-                not_after=read_root(der).not_valid_after_utc,
-                vouched=now.boottime,
-            )
+            _joined(der, fingerprint, now)
             for fingerprint, der in named.items()
             if fingerprint not in known
         )
@@ -117,11 +118,22 @@ class Ledger:
         kept = tuple(
             root
             for root in self.roots
-            if root.not_after > now.wall
+            if not root.is_over(now)
             and (root.fingerprint in in_use or _needed(root, newest, now, retention))
         )
         # An empty bundle would help nobody: the last roots stay until others come.
         return Ledger(roots=kept) if kept and len(kept) < len(self.roots) else self
+
+
+def _joined(der: bytes, fingerprint: str, now: Instant) -> Root:
+    not_after = read_root(der).not_valid_after_utc
+    return Root(
+        der=der,
+        fingerprint=fingerprint,
+        not_after=not_after,
+        until=now.boottime + (not_after - now.wall).total_seconds(),
+        vouched=now.boottime,
+    )
 
 
 def _needed(root: Root, newest: float, now: Instant, retention: timedelta) -> bool:

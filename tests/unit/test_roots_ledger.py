@@ -96,6 +96,9 @@ def test_a_clock_that_was_ahead_neither_takes_a_root_away_nor_leaves_one_behind(
     ledger = Ledger().vouched([OLD], at()).vouched([NEW], at(1))
     # For a moment it is two days ahead: leaves of others under the old root live for hours yet.
     assert ledger.pruned(at(1.1, ahead=48), retention=3 * HOUR) is ledger
+    # The old root itself has ended by that clock, and the new one has not.
+    ledger = Ledger().vouched([root(days=9), root(days=99)], at())
+    assert ledger.pruned(at(1, ahead=24 * 30), retention=3 * HOUR) is ledger
     # The authority last named the old root while the clock was ahead.
     ledger = Ledger().vouched([OLD], at(ahead=48)).vouched([NEW], at(1))
     assert ledger.pruned(at(3.1), retention=3 * HOUR).bundle == (NEW,)
