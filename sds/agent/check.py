@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import grp
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sds.agent.build import authority_settings, signed_policy, warnings
@@ -29,9 +30,9 @@ from sds.workload.kubernetes.settings import api_server, kubelet_server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from sds.agent.config import AgentConfig
+    from sds.agent.node_settings import CsiSettings
     from sds.agent.policy import AgentPolicy
     from sds.clock import Clock
     from sds.workload.kubernetes.server import KubernetesServer
@@ -74,6 +75,8 @@ def check_configuration(
             with checks.of("node.kubernetes.api"):
                 api = api_server(kubernetes.api, environment)
                 _check_server(api, checks, "node.kubernetes.api")
+    if config.node is not None and config.node.csi is not None:
+        _check_csi(config.node.csi, checks)
     with checks.of("federation.bundles"):
         by_trust_domain(config.federation.sources(), own=config.trust_domain)
     for index, bundle in enumerate(config.federation.bundles):
@@ -96,6 +99,13 @@ def check_configuration(
     )
     checks.raise_all()
     return warnings(config, policy)
+
+
+def _check_csi(csi: CsiSettings, checks: ConfigurationChecks) -> None:
+    field, kubelet = "node.csi.kubelet_dir", Path(csi.kubelet_dir)
+    checks.writable_directory(field, kubelet / "plugins" / csi.driver)
+    for made_by_kubelet in ("plugins_registry", "pods"):
+        checks.existing_directory(field, kubelet / made_by_kubelet)
 
 
 def _check_owner(run_dir: Path) -> None:

@@ -148,6 +148,10 @@ class ConfigurationChecks:
             existing = existing.parent
         self._is_writable(field, existing)
 
+    def existing_directory(self, field: str, path: Path) -> None:
+        """Check that the directory is there already, because others make it, and is writable."""
+        self._is_writable(field, path)
+
     def _is_writable(self, field: str, folder: Path) -> bool:
         """Return whether this user may write the directory; note a problem if not."""
         if not is_folder(folder):

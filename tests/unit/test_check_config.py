@@ -248,6 +248,27 @@ def test_what_cannot_start_is_refused(
     assert len(set(found)) == len(found), "one problem is told twice"
 
 
+def test_the_kubelets_directories_must_be_there_for_its_volumes(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """The kubelet makes them; a driver that registers elsewhere never gets a call."""
+    kubelet = tmp_path / "kubelet"
+    csi = {"driver": "csi.test", "kubelet_dir": str(kubelet)}
+    node = {"attestors": ["cri"], "csi": csi}
+    for missing in ("plugins_registry", "pods"):
+        with pytest.raises(
+            ConfigurationError,
+            match=f"node.csi.kubelet_dir: {kubelet}/{missing} is not a directory",
+        ):
+            check({**settings, "node": node}, tmp_path)
+        (kubelet / missing).mkdir(parents=True)
+    check({**settings, "node": node}, tmp_path)
+    assert not (kubelet / "plugins").exists()
+    (kubelet / "plugins").touch()
+    with pytest.raises(ConfigurationError, match=f"kubelet_dir: {kubelet}/plugins is not a dir"):
+        check({**settings, "node": node}, tmp_path)
+
+
 def test_a_token_that_istios_client_would_refuse_is_refused(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
