@@ -34,7 +34,7 @@ from sds.errors import (
 )
 from sds.faults import report
 from sds.files import read_file
-from sds.pki import MAX_ROOTS
+from sds.pki import MAX_BUNDLE_BYTES, MAX_ROOTS, fit_a_bundle
 from sds.supervision import is_cancelled
 from sds.untrusted_input import words_of
 
@@ -252,10 +252,10 @@ def _add_roots(roots: set[bytes], more: Sequence[bytes]) -> None:
         AuthorityAnswerError: ``authority_roots``: there would be too many; none was added.
     """
     together = roots.union(more)
-    if len(together) > MAX_ROOTS:
+    if not fit_a_bundle(together):
         raise AuthorityAnswerError(
-            f"Istio's authority named {len(together)} roots in its answers to one batch, and at "
-            f"most {MAX_ROOTS} are accepted",
+            f"Istio's authority named {len(together)} roots in its answers to one batch; at most "
+            f"{MAX_ROOTS} are accepted, with at most {MAX_BUNDLE_BYTES} bytes",
             reason="authority_roots",
         )
     roots |= together

@@ -25,7 +25,7 @@ from sds.errors import (
     CertificateError,
 )
 from sds.exchange.item import IssuedChain
-from sds.pki import certificate_der, certificates_from_pem, load_certificate
+from sds.pki import certificate_der, certificates_from_pem, load_certificate, read_root
 from sds.pki.chain import MAX_CHAIN
 from sds.pki.constraints import extension
 from sds.pki.path import MAX_CANDIDATES, sorted_path
@@ -88,7 +88,8 @@ def parse(elements: tuple[str, ...]) -> IstioAnswer:
     section 4.4.2); the path from the leaf to a root is taken out of them.
 
     Raises:
-        AuthorityAnswerError: there is no certificate, no root, bad PEM, or too many certificates.
+        AuthorityAnswerError: there is no certificate, no root or none that can be used, bad PEM, or
+            too many certificates.
     """
     if not elements or sum(map(len, elements)) > _MAX_ANSWER_CHARACTERS:
         raise AuthorityAnswerError("Istio's authority answered without a chain, or with a huge one")
@@ -113,15 +114,33 @@ def parse(elements: tuple[str, ...]) -> IstioAnswer:
             "Istio's authority answered with a chain without a root",
             advice="the root must be the last certificate of cert_chain",
         )
+    anchors = tuple(sorted({certificate_der(root) for root in roots}))
+    _check_roots(anchors)
     between = [certificate for certificate in rest if certificate not in roots]
     # If no path is found, the chain stays as it came, as far as any chain may go, and its
     # verification says what is missing.
     path = sorted_path(leaf, between, roots) or (leaf, *between)[: MAX_CHAIN + 1]
     return IstioAnswer(
         chain=IssuedChain(chain=tuple(certificate_der(one) for one in path)),
-        roots=tuple(sorted({certificate_der(root) for root in roots})),
+        roots=anchors,
         spiffe_ids=_uris(leaf),
     )
+
+
+def _check_roots(roots: tuple[bytes, ...]) -> None:
+    """Check that each root can be used: otherwise it would cost a whole batch its answers.
+
+    Raises:
+        AuthorityAnswerError: one cannot.
+    """
+    for root in roots:
+        try:
+            read_root(root)
+        except CertificateError as error:
+            raise AuthorityAnswerError(
+                f"Istio's authority answered with a root that cannot be used: {error.message}",
+                advice=error.advice or "the root must be the last certificate of cert_chain",
+            ) from error
 
 
 def check_identity(answer: IstioAnswer, identity: Identity, *, impersonating: bool) -> None:

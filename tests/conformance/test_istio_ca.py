@@ -26,7 +26,7 @@ from sds.errors import (
 )
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, SpiffeId
-from sds.pki import verify_svid_chain
+from sds.pki import read_root, verify_svid_chain
 from tests.support import istio_ca
 from tests.support.refusals import refused
 
@@ -380,6 +380,32 @@ async def test_an_answer_that_is_none_costs_one_identity(tmp_path: Path, raw: by
     assert isinstance(garbled, AuthorityUnavailableError)
     assert "the answer of Istio's authority" in garbled.message
     leaf_of(good)
+
+
+async def test_a_root_that_cannot_be_used_costs_one_identity(tmp_path: Path) -> None:
+    """Rotation takes the roots of a batch together, or none of them."""
+
+    async def before(identity: str) -> bytes | None:
+        if identity != OTHER:
+            return None
+        key = ec.generate_private_key(ec.SECP256R1()).public_key()
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity)]
+        leaf = istio_ca._leaf(istio_ca.Issuer.make("root"), key, names, dt.timedelta(hours=1))
+        return IstioCertificateResponse(cert_chain=[leaf, leaf]).SerializeToString()
+
+    authority = istio_ca.IstioCA(folder=tmp_path, before=before)
+    endpoint = await authority.start()
+    node = tmp_path / "node.token"
+    node.write_text(authority.mint(sub=istio_ca.NODE_AGENT))
+    try:
+        given = settings(endpoint, token=node, impersonate=True)
+        answer = await ask(given, item(OTHER), item(istio_ca.ACCOUNT))
+    finally:
+        await authority.stop()
+    bad, good = answer.outcomes
+    assert isinstance(bad, AuthorityAnswerError)
+    leaf_of(good)
+    assert all(read_root(root) for root in answer.roots)
 
 
 async def test_a_batch_names_a_bounded_number_of_roots(tmp_path: Path) -> None:

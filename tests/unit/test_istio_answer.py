@@ -156,6 +156,8 @@ def test_mutants_of_an_answer_let_only_our_errors_out() -> None:
         ((LEAF, "\u00e9"), "element 1"),
         ((LEAF,), "without a root"),
         ((LEAF + BETWEEN.pem,), "without a root"),
+        ((LEAF, LEAF), "a root that cannot be used: the root is not a certificate authority"),
+        ((ROOT.pem, BETWEEN.pem, LEAF), "a root that cannot be used"),
     ],
 )
 def test_a_chain_that_cannot_be_read_is_refused(elements: tuple[str, ...], text: str) -> None:
