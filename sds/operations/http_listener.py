@@ -2,8 +2,9 @@
 
 Owns how such a listener is bound, speaks HTTP/1.1 (by h11, a fiftieth of aiohttp's memory) and
 ends. Invariants: a Unix socket has mode 0600 and replaces only a dead one; only GET and HEAD are
-answered; the headers, time and buffers of a connection are bounded, and so is the number of
-connections of a listener (:mod:`sds.operations.listener_places`). h11 gets the bytes in small
+answered; the headers, time and buffers of a connection are bounded, the kernel's included, and so
+is the number of connections of a listener (:mod:`sds.operations.listener_places`); a connection
+that waits for its place is not answered, and little of it is read. h11 gets the bytes in small
 pieces, because it parses all that it has at once. The connections take turns, one request each, and
 a listener uses a bounded share of the event loop, whatever its clients send.
 """
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 import os
 import select
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
@@ -46,6 +48,9 @@ _MAX_LINES: Final = 256
 _PIECE_BYTES: Final = 1024
 """The bytes that h11 gets at a time: it bounds only a head that is not complete."""
 _MAX_BODY_BYTES: Final = 1024
+_READ_BYTES: Final = 16 * 1024
+"""The most bytes that are read at a time, and that the kernel is asked to keep of what a client of
+a TCP listener sends meanwhile; it takes twice as much (socket(7)). Event loops read 250 KB."""
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
@@ -119,13 +124,15 @@ async def _bind(
     try:
         if address.path is None:
             server = await loop.create_server(listener.connection, address.host, address.port)
+            for one in server.sockets:  # accepted sockets inherit it (tcp(7))
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _READ_BYTES)
             port = int(server.sockets[0].getsockname()[1])
             return server, ListenAddress(host=address.host, port=port)
-        socket = unix_sockets.listening(address.path, unix_sockets.OURS_ALONE)
+        bound = unix_sockets.listening(address.path, unix_sockets.OURS_ALONE)
         try:
-            server = await loop.create_unix_server(listener.connection, sock=socket)
+            server = await loop.create_unix_server(listener.connection, sock=bound)
         except BaseException:
-            socket.close()
+            bound.close()
             raise
     except SocketError as error:
         raise SocketError(f"{field}: {error.message}", advice=error.advice) from error
@@ -153,6 +160,8 @@ class _Listener:
         self.places = places
         """Decides which connections are served."""
         self._turns = Turns.of(asyncio.get_running_loop())
+        self.buffer = memoryview(bytearray(_READ_BYTES))
+        """Takes what is read from any connection."""
         self._owner = Budgets(share).owner("listener")
         self._owner.recognise()
 
@@ -189,7 +198,7 @@ class _Listener:
         return self._clock.now().wall.strftime("%a, %d %b %Y %H:%M:%S GMT")
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(asyncio.BufferedProtocol):
     """One connection: h11 parses its bytes, and the listener answers."""
 
     def __init__(self, listener: _Listener) -> None:
@@ -246,6 +255,8 @@ class _Connection(asyncio.Protocol):
         if self._waits and self._transport is not None:
             self._waits = False
             self._transport.resume_reading()
+            if self._received:
+                self._loop.call_soon(guarded("connection", self._start_work))
 
     # --- called by the event loop ---------------------------------------------------------------
 
@@ -259,7 +270,17 @@ class _Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._listener.buffer
+
+    def buffer_updated(self, count: int) -> None:
+        data = bytes(self._listener.buffer[:count])
+        if self._waits:  # uvloop begins to read after ``connection_made``, whatever that said
+            self._received = memoryview(data)
+            self._arriving = True
+            if self._transport is not None:
+                self._transport.pause_reading()
+            return
         if not self._arriving:  # later bytes of a request buy it neither time nor its place
             self._arriving = True
             self._wait(REQUEST_SECONDS)
@@ -282,7 +303,7 @@ class _Connection(asyncio.Protocol):
     # --- requests -------------------------------------------------------------------------------
 
     def _start_work(self) -> None:
-        if self._working or self._blocked:
+        if self._working or self._blocked or self._waits:
             return
         self._working = True
         self._listener.work(self, self._work)

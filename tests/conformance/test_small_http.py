@@ -54,6 +54,12 @@ async def exchange(address: ListenAddress, sent: bytes) -> bytes:
     return got
 
 
+async def exchange_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """One answer on a connection that stays."""
+    writer.write(get("/"))
+    return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n\n"), 10)
+
+
 def get(path: str, *headers: str, method: str = "GET") -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "Host: a", *headers, "", ""]
     return "\r\n".join(lines).encode()
@@ -274,6 +280,48 @@ def test_under_the_agents_event_loop() -> None:
             return await exchange(bound, get("/", "X: 1"))
 
     assert uvloop.run(ask()).endswith(b"\r\n\r\n1\n")
+
+
+def test_a_connection_that_waits_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent's event loop begins to read although the listener has said that it must not."""
+    monkeypatch.setattr(listener_places, "MAX_CONNECTIONS", 1)
+
+    async def ask() -> None:
+        patient = listener_places.Patience(answers=1000, grace=3600)
+        async with listening(LOOPBACK, ROUTES, patience=patient) as bound:
+            reader, writer = await asyncio.open_connection(bound.host, bound.port)
+            with socket.create_connection((bound.host, bound.port)) as waits:
+                waits.setblocking(False)  # noqa: FBT003  the socket's own method
+                sent = 0
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        sent += waits.send(get("/") * 1000)
+                for _ in range(20):  # turns of the loop
+                    assert b"200" in await exchange_on(reader, writer)
+                with pytest.raises(BlockingIOError):
+                    waits.recv(1)
+                writer.close()
+                got = await asyncio.get_running_loop().sock_recv(waits, 100)
+            assert b" 200 " in got
+
+    uvloop.run(ask())
+
+
+async def test_little_is_read_at_a_time() -> None:
+    """A hundred connections that leave their answers unread kept 25 MB of further requests."""
+    read: list[int] = []
+    updated = http_listener._Connection.buffer_updated
+
+    def counted(connection: http_listener._Connection, count: int) -> None:
+        read.append(count)
+        updated(connection, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http_listener._Connection, "buffer_updated", counted)
+        async with listening(LOOPBACK, ROUTES) as bound:
+            answers = await exchange(bound, get("/") * 3000)
+    assert answers.count(b" 200 ") == 3000
+    assert max(read) <= 16 * 1024
 
 
 FLOODS = {
