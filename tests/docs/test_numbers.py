@@ -78,7 +78,7 @@ PROCESS = connection_rate._PROCESS
 PROMISES = [
     # --- operations ---
     ("operations", f"An SVID has less than {LATE} % of its life left"),
-    ("operations", f"a healthy agent renews at {UP_TO} to {AFTER} %"),
+    ("operations", f"a healthy agent renews it while {UP_TO} to {AFTER} % is left"),
     ("operations", f"Less than {ENDING} % is left, or the SVID has expired"),
     ("operations", f"a process may open {PROCESS[1]:.0f} at once and {PROCESS[0]:.0f} a second"),
     ("operations", f"(or a user outside pods) {rate(connection_rate._OWNER)}"),
