@@ -183,7 +183,7 @@ _OF_AMD: Final = ("kds",)
 
 
 class FetchSection(Settings):
-    """Where the folder of collateral is filled from."""
+    """From where the process fills the collateral folder."""
 
     fmspcs: list[Annotated[str, Field(pattern=r"^[0-9a-fA-F]{12}$")]] = Field(
         default=[], description="Kinds of TDX platform, FMSPC in hexadecimal."
