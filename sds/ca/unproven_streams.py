@@ -5,7 +5,7 @@ bounded across streams: the transport keeps only the small window of a stream th
 :class:`ReadingTurns` reads few streams at a time. Invariants: at most
 ``limit`` members are in a :class:`Crowd` and at most ``slots`` of them are read; if there is no
 room, the owner (an IP address) that has the most gives way first; no member keeps a turn for longer
-than its lease while another one waits.
+than its lease while another one waits; of one owner's connections, those that read less come first.
 
 The newest stream is read first: under a flood, callers that waited long have given up, and an
 honest caller has its message ready.
@@ -16,11 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import itertools
 import urllib.parse
+from collections import Counter
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Hashable, Reversible
 
 _IPV6_NETWORK: Final = 64
 """The bits of an IPv6 address that name one owner: a host may have any address below them."""
@@ -46,6 +48,11 @@ class Member(Protocol):
 
 class Reader(Member, Protocol):
     """A stream whose next message is to be read."""
+
+    @property
+    def connection(self) -> Hashable:
+        """Return the connection of the stream."""
+        ...
 
     @property
     def lease(self) -> float:
@@ -145,7 +152,8 @@ class ReadingTurns:
         self._slots = slots
         self._reading: dict[Reader, float] = {}  # since when, oldest first
         self._told: set[Reader] = set()
-        self._waiting: dict[str, dict[asyncio.Future[None], Reader]] = {}
+        self._waiting: dict[str, dict[Hashable, dict[asyncio.Future[None], Reader]]] = {}
+        """By owner and connection, the newest last."""
         self._timer: asyncio.TimerHandle | None = None
 
     @contextlib.asynccontextmanager
@@ -165,32 +173,50 @@ class ReadingTurns:
 
     async def _wait(self, reader: Reader, loop: asyncio.AbstractEventLoop) -> None:
         future: asyncio.Future[None] = loop.create_future()
-        self._waiting.setdefault(reader.owner, {})[future] = reader
+        of_owner = self._waiting.setdefault(reader.owner, {})
+        of_owner.setdefault(reader.connection, {})[future] = reader
         self._review()
         try:
             await future
         except asyncio.CancelledError:
-            waiting = self._waiting.get(reader.owner, {})
-            if waiting.pop(future, None) is not None and not waiting:
-                del self._waiting[reader.owner]
+            waiting = self._waiting.get(reader.owner, {}).get(reader.connection, {})
+            if waiting.pop(future, None) is not None:
+                self._tidy(reader.owner, reader.connection)
             if self._reading.pop(reader, None) is not None:  # the turn came at the same moment
                 self._told.discard(reader)
                 self._pass_on(loop)
             raise
 
     def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give free turns to the newest streams of the owner that reads the least."""
+        """Give free turns to the newest streams of the owner that reads the least.
+
+        Of its connections, the newest one that reads the least has the turn: a caller that opens
+        streams faster than turns come keeps others behind its address waiting no longer.
+        """
         while self._waiting and len(self._reading) < self._slots:
             held = self._held()
             owner = min(self._waiting, key=lambda name: held.get(name, 0))
-            future, reader = self._waiting[owner].popitem()
-            if not self._waiting[owner]:
-                del self._waiting[owner]
+            connection = self._next_connection(self._waiting[owner])
+            future, reader = self._waiting[owner][connection].popitem()
+            self._tidy(owner, connection)
             if not future.done():
                 self._reading[reader] = loop.time()
                 future.set_result(None)
         if self._waiting:
             self._review()
+
+    def _next_connection(self, waiting: Reversible[Hashable]) -> Hashable:
+        """Return the newest connection that reads the least: few read, so few are looked at."""
+        held = Counter(reader.connection for reader in self._reading)
+        newest = itertools.islice(reversed(waiting), len(held) + 1)
+        return min(newest, key=lambda one: held[one])
+
+    def _tidy(self, owner: str, connection: Hashable) -> None:
+        """Remove what is empty."""
+        if not self._waiting[owner][connection]:
+            del self._waiting[owner][connection]
+        if not self._waiting[owner]:
+            del self._waiting[owner]
 
     def _held(self) -> dict[str, int]:
         held: dict[str, int] = {}
@@ -218,7 +244,8 @@ class ReadingTurns:
         ends = {reader: since + shortest for reader, since in gives.items()}
         over = [reader for reader, end in ends.items() if end <= now and reader.lease == shortest]
         over.sort(key=lambda reader: -held[reader.owner])  # stable: the oldest stay first
-        wanted = sum(map(len, self._waiting.values())) - len(self._told)
+        waiting = itertools.chain.from_iterable(one.values() for one in self._waiting.values())
+        wanted = sum(map(len, waiting)) - len(self._told)
         for reader in over[: max(0, wanted)]:
             self._told.add(reader)
             reader.end()

@@ -34,6 +34,7 @@ class Caller:
     owner: str = "192.0.2.1"
     lease: float = LEASE
     ended: bool = False
+    connection: object = None
 
     def end(self) -> None:
         self.ended = True
@@ -141,6 +142,31 @@ async def test_the_owner_that_reads_least_is_next_and_the_one_that_reads_most_gi
         assert greedy[0].ended
         await asyncio.sleep(0.3)
         assert not honest.ended  # the others give way to each other
+        for caller in [honest, *greedy]:
+            caller.end()
+
+
+@in_virtual_time
+async def test_a_connection_with_streams_without_end_holds_up_no_other_of_its_address() -> None:
+    """The newest stream is read first, and one of another caller was never the newest again."""
+    turns = ReadingTurns(2)
+    greedy = [Caller(connection="greedy") for _ in range(20)]
+    honest = Caller(connection="honest")
+    order: list[Caller] = []
+
+    async def read(caller: Caller) -> None:
+        async with turns.turn(caller):
+            order.append(caller)
+            while not caller.ended:
+                await asyncio.sleep(0.001)
+
+    async with asyncio.TaskGroup() as tasks:
+        for caller in [greedy[0], greedy[1], honest, *greedy[2:]]:
+            tasks.create_task(read(caller))
+        async with asyncio.timeout(1):
+            while honest not in order:
+                await asyncio.sleep(0.001)
+        assert order.index(honest) == 2
         for caller in [honest, *greedy]:
             caller.end()
 
