@@ -23,6 +23,7 @@ from typing import Any, Final
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 
 from sds import threads
 from sds.untrusted_input import words_of
@@ -33,6 +34,15 @@ _PROBES: Final = 4
 MOST_HEAD_BYTES: Final = 128 * 1024
 """The most bytes before the head of an answer is whole."""
 _PIECE_BYTES: Final = 4 * 1024
+NO_ANSWER: Final = (
+    aiohttp.ClientError,
+    HttpProcessingError,
+    OSError,
+    ValueError,
+    RuntimeError,
+)
+"""The errors that mean that there is no good answer: not all of aiohttp's have one base, and a line
+that is too long is none of its ClientErrors. RuntimeError: the system gives no thread now."""
 _NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 

@@ -424,6 +424,17 @@ async def test_a_renewed_token_is_used_and_no_token_is_shown(tmp_path: Path) -> 
         assert b"PodList" in await client.get("/pods")
 
 
+async def test_a_line_of_a_watch_that_is_too_long_is_our_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_LINE_BYTES", 1_000)
+    async with cluster(tmp_path) as kube, ApiClient(kube.kubelet()) as client:
+        kube.pods = [{"x": "x" * 10_000}]
+        with refused("kubelet", match="/pods"):
+            async for _ in client.lines("/pods", {}, idle_seconds=5):
+                pass
+
+
 async def test_a_token_file_that_hangs_blocks_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

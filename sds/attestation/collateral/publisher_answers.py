@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-import aiohttp
-
 from sds.backoff import Backoff
 from sds.errors import EndorsementUnavailableError
+from sds.http_client import NO_ANSWER
 from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import aiohttp
 
 AFTER_FAILURE: Final = Backoff(first=10.0, longest=3600.0)
 """How long a source of VCEKs is left alone after failures."""
@@ -31,7 +32,7 @@ def asking(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+    except NO_ANSWER as error:
         raise EndorsementUnavailableError(f"{what} does not answer: {words_of(error)}") from error
 
 

@@ -23,7 +23,7 @@ from sds.backoff import LATER, retry_after
 from sds.clock import SystemClock
 from sds.errors import KubernetesError
 from sds.files import read_file
-from sds.http_client import client_session
+from sds.http_client import NO_ANSWER, client_session
 from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class ApiClient:
             raise KubernetesError(
                 f"{method} {server.url}{path}: no answer in time", reason=server.reason
             ) from error
-        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
+        except NO_ANSWER as error:
             raise KubernetesError(
                 f"{method} {server.url}{path}: {words_of(error)}", reason=server.reason
             ) from error
