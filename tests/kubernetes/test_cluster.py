@@ -12,6 +12,7 @@ Services come and go. Set:
 * ``SDS_CROWD``: pods that start at once (100; the kubelet admits 110 unless ``maxPods`` says more).
 * ``SDS_CROWD_ROUNDS``: crowds one after the other, such as ``csi,hostpath,hostpath,csi``; together
   they have both kinds of volumes.
+* ``SDS_CROWD_AHEAD=yes``: the agent mints certificates for the crowd before its pods ask.
 """
 
 from __future__ import annotations
@@ -346,6 +347,8 @@ time.sleep(86400)
 CROWD = int(os.environ.get("SDS_CROWD", "100"))
 ROUNDS = os.environ.get("SDS_CROWD_ROUNDS", "hostpath+csi").split(",")
 """Crowds one after the other; half of the first one's pods have each kind of volume."""
+ATTESTORS = "\n  attestors: [kubernetes]"
+AHEAD = "\n  ahead: {identities: 512}" if os.environ.get("SDS_CROWD_AHEAD") == "yes" else ""
 
 
 def crowd(number: int, kinds: Sequence[str], prefix: str) -> dict[str, Any]:
@@ -409,7 +412,9 @@ async def test_a_crowd_of_pods_by_csi_is_served_like_one_by_hostpath(tmp_path: P
     tls_keys(tmp_path)
     everything = system(tmp_path, "csi")
     agent = tmp_path / "deploy/overlays/plain/config/agent.yaml"
-    agent.write_text(agent.read_text().replace("    lifetime: 30s\n", ""))
+    text = agent.read_text().replace("    lifetime: 30s\n", "")
+    assert text.count(ATTESTORS) == 1
+    agent.write_text(text.replace(ATTESTORS, ATTESTORS + AHEAD))
     waited: dict[str, list[float]] = {}
     try:
         await kubectl("apply", "-k", str(everything))
