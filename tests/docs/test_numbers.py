@@ -50,9 +50,9 @@ MIB, KIB = 1 << 20, 1 << 10
 
 
 def rate(allowance: tuple[float, float]) -> str:
-    """How the page writes a rate: what may come at once, and each second."""
+    """How the table writes a rate: what may come at once, and each second."""
     each_second, at_once = allowance
-    return f"{at_once:,.0f} and {each_second:.0f}"
+    return f"{at_once:,.0f} | {each_second:.0f}"
 
 
 def seconds_of(section: type[BaseModel], name: str) -> str:
@@ -74,16 +74,15 @@ SERVER = transport_server.ServerLimits()
 CA = ca_server.ExchangeLimits()
 LATE, ENDING = f"{state.RENEWAL_LATE:.0%}"[:-1], f"{state.EXPIRING:.0%}"[:-1]
 UP_TO, AFTER = f"{1 - schedule.LATEST:.0%}"[:-1], f"{1 - schedule.EARLIEST:.0%}"[:-1]
-PROCESS = connection_rate._PROCESS
 PROMISES = [
     # --- operations ---
     ("operations", f"An SVID has less than {LATE} % of its life left"),
     ("operations", f"a healthy agent renews it while {UP_TO} to {AFTER} % is left"),
     ("operations", f"Less than {ENDING} % is left, or the SVID has expired"),
-    ("operations", f"a process may open {PROCESS[1]:.0f} at once and {PROCESS[0]:.0f} a second"),
-    ("operations", f"(or a user outside pods) {rate(connection_rate._OWNER)}"),
-    ("operations", f"a pod without an identity {rate(connection_rate._STRANGE_POD)}"),
-    ("operations", f"together {rate(connection_rate._STRANGERS)}."),
+    ("operations", f"| a process | {rate(connection_rate._PROCESS)} |"),
+    ("operations", f"or a user outside pods | {rate(connection_rate._OWNER)} |"),
+    ("operations", f"| a pod without an identity | {rate(connection_rate._STRANGE_POD)} |"),
+    ("operations", f"together | {rate(connection_rate._STRANGERS)} |"),
     ("operations", f"beyond {front_door._LINES_APART} owners, the others share one line"),
     ("operations", f"up to {log_sink.MOST_WAITING // MIB} MiB of lines wait"),
     ("operations", f"did not arrive within {admission_server._SECONDS:.0f} s"),
