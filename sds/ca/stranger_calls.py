@@ -3,8 +3,9 @@
 All strangers share one budget of streams, and a call without its message, or whose answer is not
 read, takes a stream for as long as its caller likes. Owns how many such calls there are. (Those of
 the exchange are in :mod:`sds.ca.server`.) Invariants: of connections on which nothing was proven,
-at most ``limit`` calls are open; if there is one more, the oldest one of the address (or network)
-with the most ends; a call of a connection that has proven itself ends for nobody.
+at most ``limit`` calls are open; if there is one more, one of the address (or network) with the
+most ends (:class:`~sds.ca.unproven_streams.Crowd`); a call of a connection that has proven itself
+ends for nobody.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ class _StrangerCall:
     """One call."""
 
     call: Call
-    owner: str
+    connection: KnownConnection
+
+    @property
+    def owner(self) -> str:
+        """Return who opened its connection: an address or network."""
+        return self.connection.owner
 
     def end(self) -> None:
         """End the call at once: an answer that its caller does not read would keep the stream."""
@@ -58,7 +64,7 @@ class StrangerCalls:
         connection: KnownConnection = call.caller()
         if call.path == EXCHANGE or connection.proven or call.task is None:
             return
-        counted = _StrangerCall(call, connection.owner)
+        counted = _StrangerCall(call, connection)
         self._crowd.join(counted)
         self._of.setdefault(connection, set()).add(counted)
         call.task.add_done_callback(guarded("call", lambda _: self._over(connection, counted)))

@@ -7,8 +7,8 @@ bounded across streams: the transport keeps only the small window of a stream th
 room, the owner (an IP address) that has the most gives way first; no member keeps a turn for longer
 than its lease while another one waits; of one owner's connections, those that read less come first.
 
-The newest stream is read first: under a flood, callers that waited long have given up, and an
-honest caller has its message ready.
+The newest stream of a connection is read first, and the newest connection every second time: under
+a flood, callers that waited long have given up, and an honest caller has its message ready.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ import ipaddress
 import itertools
 import urllib.parse
 from collections import Counter
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable, Reversible
+    from collections.abc import AsyncIterator, Hashable, Iterable
 
 _IPV6_NETWORK: Final = 64
 """The bits of an IPv6 address that name one owner: a host may have any address below them."""
 
 
 _LOOK_SECONDS: Final = 0.01
+_COMPARED_CONNECTIONS: Final = 64
+"""How many connections are compared to make room for one stream, however many there are."""
 
 Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 
@@ -41,6 +43,11 @@ class Member(Protocol):
         """Return who opened the stream (:func:`owner_of`)."""
         ...
 
+    @property
+    def connection(self) -> Hashable:
+        """Return the connection of the stream."""
+        ...
+
     def end(self) -> None:
         """Let the stream end as soon as it can."""
         ...
@@ -48,11 +55,6 @@ class Member(Protocol):
 
 class Reader(Member, Protocol):
     """A stream whose next message is to be read."""
-
-    @property
-    def connection(self) -> Hashable:
-        """Return the connection of the stream."""
-        ...
 
     @property
     def lease(self) -> float:
@@ -93,7 +95,7 @@ def owner_of_address(address: Address) -> str:
 
 
 class Crowd(Generic[_MemberT]):
-    """A bounded set of members, the oldest first for each owner.
+    """A bounded set of members, the oldest first for each connection of each owner.
 
     Args:
         limit: the most members at once.
@@ -101,7 +103,9 @@ class Crowd(Generic[_MemberT]):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._by_owner: dict[str, dict[_MemberT, None]] = {}
+        self._by_owner: dict[str, dict[Hashable, dict[_MemberT, None]]] = {}
+        self._sizes: Counter[str] = Counter()
+        """How many members each owner has."""
         self._size = 0
 
     def __len__(self) -> int:
@@ -110,32 +114,43 @@ class Crowd(Generic[_MemberT]):
 
     def __contains__(self, member: _MemberT) -> bool:
         """Say whether this stream is among them."""
-        return member in self._by_owner.get(member.owner, ())
+        return member in self._by_owner.get(member.owner, {}).get(member.connection, ())
 
     def join(self, member: _MemberT) -> None:
         """Add a member; if there is no room, another one ends (:meth:`make_room`)."""
         if self._size >= self._limit:
             self.make_room()
-        self._by_owner.setdefault(member.owner, {})[member] = None
+        of_owner = self._by_owner.setdefault(member.owner, {})
+        of_owner.setdefault(member.connection, {})[member] = None
+        self._sizes[member.owner] += 1
         self._size += 1
 
     def leave(self, member: _MemberT) -> bool:
         """Remove a member, and say whether it was there."""
-        members = self._by_owner.get(member.owner)
-        if members is None or member not in members:
+        if member not in self:
             return False
-        del members[member]
-        if not members:
-            del self._by_owner[member.owner]
+        owner, connection = member.owner, member.connection
+        del self._by_owner[owner][connection][member]
+        if not self._by_owner[owner][connection]:
+            del self._by_owner[owner][connection]
+        self._sizes[owner] -= 1
+        if not self._sizes[owner]:
+            del self._by_owner[owner], self._sizes[owner]
         self._size -= 1
         return True
 
     def make_room(self) -> bool:
-        """End the oldest member of the owner that has the most, and say whether there was one."""
+        """End the oldest member of the owner that has the most, and say whether there was one.
+
+        Of the owner's connections that have been here for longest, the one with the most members
+        gives way, so that a caller with many streams ends no other one behind its address.
+        """
         if not self._by_owner:
             return False
-        heaviest = max(self._by_owner, key=lambda owner: len(self._by_owner[owner]))
-        oldest = next(iter(self._by_owner[heaviest]))
+        heaviest = self._by_owner[max(self._sizes, key=self._sizes.__getitem__)]
+        longest = list(itertools.islice(heaviest.values(), _COMPARED_CONNECTIONS))
+        greedy = max(longest, key=len)
+        oldest = next(iter(greedy))
         self.leave(oldest)
         oldest.end()
         return True
@@ -154,6 +169,7 @@ class ReadingTurns:
         self._told: set[Reader] = set()
         self._waiting: dict[str, dict[Hashable, dict[asyncio.Future[None], Reader]]] = {}
         """By owner and connection, the newest last."""
+        self._newest_next = False
         self._timer: asyncio.TimerHandle | None = None
 
     @contextlib.asynccontextmanager
@@ -188,16 +204,19 @@ class ReadingTurns:
             raise
 
     def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give free turns to the newest streams of the owner that reads the least.
+        """Give free turns to the newest streams of connections of the owner that reads the least.
 
-        Of its connections, the newest one that reads the least has the turn: a caller that opens
-        streams faster than turns come keeps others behind its address waiting no longer.
+        Of its connections that read the least, the newest and the one that waits longest are next
+        alternately: a caller that opens streams, or connections, faster than turns come keeps no
+        other one behind its address waiting for long.
         """
         while self._waiting and len(self._reading) < self._slots:
             held = self._held()
             owner = min(self._waiting, key=lambda name: held.get(name, 0))
-            connection = self._next_connection(self._waiting[owner])
-            future, reader = self._waiting[owner][connection].popitem()
+            of_owner = self._waiting[owner]
+            connection = self._next_connection(of_owner)
+            of_owner[connection] = of_owner.pop(connection)  # it has waited for the shortest time
+            future, reader = of_owner[connection].popitem()
             self._tidy(owner, connection)
             if not future.done():
                 self._reading[reader] = loop.time()
@@ -205,11 +224,13 @@ class ReadingTurns:
         if self._waiting:
             self._review()
 
-    def _next_connection(self, waiting: Reversible[Hashable]) -> Hashable:
-        """Return the newest connection that reads the least: few read, so few are looked at."""
+    def _next_connection(self, waiting: dict[Hashable, Any]) -> Hashable:
+        """Return a connection that reads the least: few read, so few are looked at."""
         held = Counter(reader.connection for reader in self._reading)
-        newest = itertools.islice(reversed(waiting), len(held) + 1)
-        return min(newest, key=lambda one: held[one])
+        self._newest_next = not self._newest_next
+        row: Iterable[Hashable] = reversed(waiting) if self._newest_next else waiting
+        first = list(itertools.islice(row, len(held) + 1))
+        return min(first, key=held.__getitem__)
 
     def _tidy(self, owner: str, connection: Hashable) -> None:
         """Remove what is empty."""

@@ -171,6 +171,35 @@ async def test_a_connection_with_streams_without_end_holds_up_no_other_of_its_ad
             caller.end()
 
 
+def test_of_one_address_the_connection_with_the_most_streams_makes_room() -> None:
+    crowd: Crowd[Caller] = Crowd(4)
+    honest = Caller(connection="honest")
+    greedy = [Caller(connection="greedy") for _ in range(10)]
+    for caller in [honest, *greedy]:
+        crowd.join(caller)
+    assert honest in crowd
+    assert [caller.ended for caller in greedy] == [True] * 7 + [False] * 3
+    assert len(crowd) == 4
+
+
+@in_virtual_time
+async def test_connections_without_end_hold_up_no_other_of_their_address_for_long() -> None:
+    turns = ReadingTurns(1)
+    honest = Caller(connection="honest")
+    order: list[Caller] = []
+
+    async def read(caller: Caller) -> None:
+        async with turns.turn(caller):
+            order.append(caller)
+
+    async with asyncio.TaskGroup() as tasks, turns.turn(Caller(connection="first")):
+        tasks.create_task(read(honest))
+        for number in range(20):
+            tasks.create_task(read(Caller(connection=number)))
+        await asyncio.sleep(0)
+    assert order.index(honest) <= 1
+
+
 @in_virtual_time
 async def test_a_caller_that_leaves_while_it_waits_costs_nobody_a_turn() -> None:
     turns = ReadingTurns(1)
