@@ -319,8 +319,8 @@ async def test_little_is_read_at_a_time() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(http_listener._Connection, "buffer_updated", counted)
         async with listening(LOOPBACK, ROUTES) as bound:
-            answers = await exchange(bound, get("/") * 3000)
-    assert answers.count(b" 200 ") == 3000
+            answers = await exchange(bound, get("/", "A: " + "b" * 2000) * 50)
+    assert answers.count(b" 200 ") == 50
     assert max(read) <= 16 * 1024
 
 
