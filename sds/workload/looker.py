@@ -42,6 +42,8 @@ MOST_MOUNTS_BYTES: Final = 4 << 20
 NEAR_MOUNTS_BYTES: Final = 64 << 10
 """Where the mounts of nearly all executables are: mountinfo has the oldest ones first. To read
 4 MiB of it takes a tenth of a second."""
+_FORGEABLE: Final = frozenset({"fuse", "fuseblk", "virtiofs"})
+"""Kinds of file systems; a program may add a name of its own behind a dot."""
 _FORGED: Final = "its user may serve it, and show us other content than the kernel"
 
 
@@ -155,7 +157,7 @@ def _check_mount(pid: int, handle: int, most: int) -> None:
         raise _UnreadableError(
             "the agent cannot see its mount", "run it from an ordinary file system"
         )
-    if kind in {"fuse", "fuseblk", "virtiofs"} or kind.startswith("fuse."):
+    if kind.partition(".")[0] in _FORGEABLE:
         raise _UnreadableError(
             f"it is on a FUSE file system ({kind}): {_FORGED}", "run it elsewhere"
         )

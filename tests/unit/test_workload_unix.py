@@ -149,6 +149,16 @@ def test_a_process_with_very_many_mounts_is_not_read_to_the_end(
     assert "too many mounts" in found["error"]
 
 
+@pytest.mark.parametrize("kind", ["fuse", "fuse.sshfs", "fuseblk", "fuseblk.exfat", "virtiofs"])
+def test_no_file_is_read_that_a_program_may_serve(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """libfuse puts the program's name behind a dot, for block devices too (``subtype``)."""
+    monkeypatch.setattr(looker, "_kind_of_mount", lambda *_: kind)
+    found = looker.answer(REQUEST | {"pid": os.getpid()})
+    assert f"FUSE file system ({kind})" in found["error"]
+
+
 async def test_a_file_is_hashed_once_when_it_has_settled(ourselves: Peer) -> None:
     with_clock = Hashed(LaterClock())
     assert await with_clock.read(ourselves, digest=True) == await with_clock.read(
