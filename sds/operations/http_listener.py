@@ -58,13 +58,15 @@ _TEXT: Final = "text/plain; charset=utf-8"
 class HttpRequest:
     """A request: path and query (without the question mark), and headers by lower-case name.
 
-    ``peer`` is the IP address of the other end; empty on a Unix socket.
+    ``peer`` is the IP address of the other end; empty on a Unix socket. ``crowded`` says whether
+    connections wait for a place, so that an answer which takes long may be one of a moment ago.
     """
 
     path: str
     headers: Mapping[str, str]
     query: str = ""
     peer: str = ""
+    crowded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,8 +189,11 @@ class _Listener:
             allow = (("Allow", "GET, HEAD"),)
             return HttpAnswer(status=405, body=b"only GET and HEAD\n", headers=allow)
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
+        crowded = self.places.crowded
         try:
-            return handler(HttpRequest(path=path, headers=headers, query=query, peer=peer))
+            return handler(
+                HttpRequest(path=path, headers=headers, query=query, peer=peer, crowded=crowded)
+            )
         except Exception as error:  # noqa: BLE001  the boundary between one request and the rest
             report("request", error, path=path)
             return HttpAnswer(status=500, body=b"it failed; the log says why\n")

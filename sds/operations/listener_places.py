@@ -118,6 +118,11 @@ class ConnectionPlaces:
         """The ticks that were counted while every place was taken."""
         self._ticking: asyncio.TimerHandle | None = None
 
+    @property
+    def crowded(self) -> bool:
+        """Say whether connections wait for a place."""
+        return bool(self._waiting)
+
     def opened(self, connection: Placed) -> None:
         """Serve a connection that was accepted, let it wait, or end it."""
         if len(self._served) < MAX_CONNECTIONS or self._end_silent():

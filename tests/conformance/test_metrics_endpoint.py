@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import stat
 import subprocess
 from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from sds import faults
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, SocketError
-from sds.operations.http_listener import listening
-from sds.operations.metrics.exposition import handler
+from sds.operations.http_listener import HttpRequest, listening
+from sds.operations.metrics.exposition import SHARED_SECONDS, handler
 from sds.operations.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
 from sds.operations.metrics.store import MeteredStore, StoreCollector
 from sds.settings.listen import ListenAddress
@@ -149,3 +150,23 @@ def test_a_bad_address_is_said_with_its_field(text: str, said: str) -> None:
     assert "metrics.listen" in str(caught.value)
     if said.startswith("not a loopback"):
         assert ListenAddress.parse(text, field="x", remote=True).host == "0.0.0.0"
+
+
+def test_a_crowd_shares_an_answer() -> None:
+    """A scrape takes milliseconds, so a flood of them left no time for anybody else's."""
+    now, registry = [0.0], CollectorRegistry()
+    asked = Counter("asked", "How often.", registry=registry)
+    answer = handler(registry, now=lambda: now[0])
+
+    def said(*, crowded: bool, accept: str = "") -> float:
+        request = HttpRequest(path="/metrics", headers={"accept": accept}, crowded=crowded)
+        asked.inc()
+        body = answer(request).body.decode()
+        return float(re.findall(r"^asked_total (\S+)$", body, re.MULTILINE)[0])
+
+    assert [said(crowded=True) for _ in range(3)] == [1, 1, 1]
+    assert said(crowded=True, accept="application/openmetrics-text") == 4
+    assert said(crowded=False) == 5
+    assert said(crowded=True) == 6
+    now[0] += SHARED_SECONDS
+    assert said(crowded=True) == 7
