@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
+_MOST: Final = 2**63 - 1
+"""The highest number, as in Go's int64: a larger sequence would stay ahead of all that follow."""
 _USE: Final = "x509-svid"
 _KEY_TYPES: Final = ("EC", "RSA", "OKP")
 """The key types (``kty``) that are read; entries with others are ignored (section 4.2.1)."""
@@ -238,8 +240,9 @@ def _whole(document: dict[str, Any], name: str, where: str) -> int | None:
     value = document.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
         raise BundleError(
-            f"{where}: {name!r} is not a whole number of 0 or more", reason="bundle_malformed"
+            f"{where}: {name!r} is not a whole number from 0 to {_MOST}",
+            reason="bundle_malformed",
         )
     return value

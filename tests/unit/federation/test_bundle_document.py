@@ -157,6 +157,8 @@ LEAF_DER = certificate_der(x509.load_pem_x509_certificate(LEAF.encode()))
         (b'{"keys": [], "spiffe_refresh_hint": ' + b"9" * 5000 + b"}", "not JSON"),
         (b'{"keys": ' + b"[" * 60_000 + b"]" * 60_000 + b"}", "not JSON"),
         (bundle(spiffe_sequence="1"), "spiffe_sequence"),
+        (bundle(entry(), spiffe_sequence=2**63), "spiffe_sequence"),
+        (bundle(entry(), spiffe_refresh_hint=10**400), "spiffe_refresh_hint"),
         (bundle(spiffe_refresh_hint=-1), "spiffe_refresh_hint"),
         (bundle(spiffe_refresh_hint=True), "spiffe_refresh_hint"),
         (b" " * (document.MAX_DOCUMENT_BYTES + 1), "larger"),
