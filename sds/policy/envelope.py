@@ -22,6 +22,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import UnverifiedSignatureError
 
 from sds.errors import PolicyError
+from sds.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +33,8 @@ SignedPolicy = NewType("SignedPolicy", bytes)
 """The bytes of a signed policy file; nothing in them was checked."""
 
 PAYLOAD_TYPE: Final = "application/vnd.attested-sds.policy.v1+yaml"
+_SHOWN: Final = 600
+"""How many bytes of something else are said."""
 MAX_SIGNED_BYTES: Final = 12 * 1024 * 1024
 """Larger files are refused before they are parsed; 100,000 short rules fit."""
 
@@ -78,9 +81,10 @@ def parse_envelope(signed: SignedPolicy) -> SignedEnvelope:
             advice="use patterns in place of one rule per workload",
             reason="policy_malformed",
         )
-    if not signed.lstrip()[:1] == b"{":
+    if signed.lstrip()[:1] != b"{":
+        begins = printable(signed[:_SHOWN].decode("utf-8", "replace"))
         raise PolicyError(
-            "this is not a signed policy: no JSON object",
+            f"this is not a signed policy: no JSON object: {begins}",
             advice="sign the document with `sds policy sign`",
             reason="policy_unsigned",
         )

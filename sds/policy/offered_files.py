@@ -17,17 +17,19 @@ from sds.settings import yamlfile
 if TYPE_CHECKING:
     from pathlib import Path
 
-_SHOWN: Final = 256
-"""How much of a file that is no policy is offered: enough to be refused."""
+_SHOWN: Final = 600
+"""How much is offered of the words about files that are no policies: they are refused, and say
+which files and why."""
 
 
 def read_signed(place: Path, *, max_bytes: int) -> bytes:
     """Read everything that a file or a directory offers, one after the other.
 
-    A file of a directory that is no signed policy comes last, so that it takes nothing from others.
+    A file of a directory that is no signed policy, or cannot be read, comes last as a few words
+    that are refused, so that it takes nothing from others.
 
     Raises:
-        ConfigurationError: it cannot be read, or is too large.
+        ConfigurationError: the place cannot be read, or is too large.
     """
     try:
         if not is_folder(place):
@@ -42,31 +44,34 @@ def read_signed(place: Path, *, max_bytes: int) -> bytes:
     if not files:
         raise ConfigurationError(f"the directory {place} has no *.json file")
     whole: list[bytes] = []
-    broken: list[bytes] = []
+    broken: list[str] = []
     left = 2 * max_bytes
     for file in files:
-        content = yamlfile.read(file, max_bytes=max_bytes)
-        if content.strip() and _is_whole(content):
-            whole.append(content)
+        try:
+            content = yamlfile.read(file, max_bytes=max_bytes)
+        except ConfigurationError as error:
+            broken.append(error.message)
+            continue
+        if why := _fault_of(content):
+            broken.append(f"{file}: {why}")
         else:
-            broken.append(
-                content.strip()[:_SHOWN]
-                or f"nothing is in {file.name!r}".encode("ascii", "replace")
-            )
+            whole.append(content)
         left -= len(content)
         if left < 0:
             raise ConfigurationError(
                 f"the *.json files of {place} have more than {2 * max_bytes} bytes",
                 advice="keep only the policy in force, the newest one and changes of signers there",
             )
-    return b"\n".join([*whole, *broken])
+    return b"\n".join([*whole, "; ".join(broken).encode("ascii", "replace")[:_SHOWN]])
 
 
-def _is_whole(content: bytes) -> bool:
-    """Say whether a file has the form of signed policies, from its first byte to its last."""
+def _fault_of(content: bytes) -> str:
+    """Say why a file is no signed policy from its first byte to its last; nothing if it is one."""
+    if not content.strip():
+        return "it is empty"
     try:
         for part in split(content):
             parse_envelope(part)
-    except PolicyError:
-        return False
-    return True
+    except PolicyError as error:
+        return error.message
+    return ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.policy_files import deploy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 ALICE = Signatory("alice")
@@ -151,6 +153,38 @@ async def test_a_directory_offers_all_and_the_highest_wins(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["0.json", "9.json"])
 @pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (os.mkfifo, "not an ordinary file"),
+        (os.mkdir, "directory"),
+        (lambda path: path.symlink_to(path), "symbolic links"),
+        (lambda path: path.symlink_to("/dev/zero"), "not an ordinary file"),
+        (lambda path: [path.touch(), os.truncate(path, 1 << 30)], "larger"),
+    ],
+    ids=["pipe", "folder", "loop", "device", "huge"],
+)
+async def test_what_cannot_be_read_takes_nothing_from_the_others(
+    name: str,
+    make: Callable[[Path], object],
+    why: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "1.json").write_bytes(epoch(1))
+    make(tmp_path / name)
+    async with following(tmp_path) as files:
+        assert files.holder.epoch == 1
+        assert "refused" in caplog.text
+        assert re.search(f"{tmp_path / name}[^\n]*{why}", caplog.text)
+        (tmp_path / "2.json").write_bytes(epoch(2))
+        await until_epoch(files, 2)
+        (tmp_path / name).rename(tmp_path / "elsewhere")
+        (tmp_path / name).write_bytes(epoch(9))
+        await until_epoch(files, 9)
+
+
+@pytest.mark.parametrize("name", ["0.json", "9.json"])
+@pytest.mark.parametrize(
     "content",
     [b"", b"no policy", b"{", b"[1]", b'{"a": [' + b"[]," * 20_000 + b"[]]}", None],
     ids=["empty", "text", "brace", "list", "many fields", "cut short"],
@@ -164,6 +198,7 @@ async def test_a_file_that_is_none_takes_nothing_from_the_others(
     async with following(tmp_path) as files:
         assert files.holder.epoch == 1
         assert "refused" in caplog.text
+        assert str(tmp_path / name) in caplog.text
         (tmp_path / "2.json").write_bytes(epoch(2))
         await until_epoch(files, 2)
         (tmp_path / name).write_bytes(epoch(9))
