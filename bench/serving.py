@@ -121,9 +121,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rotations", type=int, default=3)
     parser.add_argument("--settle", type=float, default=2.5, help="seconds between the steps")
-    parser.add_argument("--lifetime", default="20s", help="of an agent's certificates")
+    parser.add_argument("--lifetime", default="30s", help="of an agent's certificates")
     parser.add_argument(
-        "--watch", type=float, default=22.0, help="seconds for servers that rotate by themselves"
+        "--watch", type=float, default=33.0, help="seconds for servers that rotate by themselves"
     )
     parser.add_argument("--patience", type=float, default=60.0, help="seconds until all are served")
     parser.add_argument("--sdsload", default=os.environ.get("SDSLOAD"), help="independent client")

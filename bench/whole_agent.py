@@ -71,7 +71,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=("agent", "node"))
-    parser.add_argument("--lifetime", default="20s", help="of its certificates")
+    parser.add_argument("--lifetime", default="30s", help="of its certificates")
     given = parser.parse_args()
     asyncio.run(serve(given.kind, given.lifetime))
 

@@ -1,6 +1,6 @@
 """Runs one peer for one measurement.
 
-    python bench/peers/run.py spire [--lifetime 20s]     a SPIRE server and agent, unix attestor
+    python bench/peers/run.py spire [--lifetime 30s]     a SPIRE server and agent, unix attestor
     python bench/peers/run.py istio                      Istio's SDS server over one certificate
 
 It prints ``ready socket=PATH pid=PID`` as :mod:`bench.contestants` describes, and ends at SIGTERM.
@@ -123,7 +123,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("peer", choices=("spire", "istio"))
-    parser.add_argument("--lifetime", default="20s", help="of SPIRE's certificates")
+    parser.add_argument("--lifetime", default="30s", help="of SPIRE's certificates")
     given = parser.parse_args()
     if given.peer == "istio":
         program = ISTIO.built() / "istio-sds"
