@@ -33,8 +33,11 @@ SignedPolicy = NewType("SignedPolicy", bytes)
 """The bytes of a signed policy file; nothing in them was checked."""
 
 PAYLOAD_TYPE: Final = "application/vnd.attested-sds.policy.v1+yaml"
+UNUSABLE: Final = b"unusable: "
+"""Begins our own words about files that were not offered. An error repeats them and nothing else of
+what is no policy, because that may be a key."""
 _SHOWN: Final = 600
-"""How many bytes of something else are said."""
+"""How many bytes of these words an error repeats."""
 MAX_SIGNED_BYTES: Final = 12 * 1024 * 1024
 """Larger files are refused before they are parsed; 100,000 short rules fit."""
 
@@ -82,9 +85,9 @@ def parse_envelope(signed: SignedPolicy) -> SignedEnvelope:
             reason="policy_malformed",
         )
     if signed.lstrip()[:1] != b"{":
-        begins = printable(signed[:_SHOWN].decode("utf-8", "replace"))
+        words = signed[:_SHOWN] if signed.startswith(UNUSABLE) else b"no JSON object"
         raise PolicyError(
-            f"this is not a signed policy: no JSON object: {begins}",
+            f"this is not a signed policy: {printable(words.decode('utf-8', 'replace'))}",
             advice="sign the document with `sds policy sign`",
             reason="policy_unsigned",
         )

@@ -6,20 +6,16 @@ that was cut short takes nothing from the others; what is read is bounded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sds.errors import ConfigurationError, PolicyError
 from sds.files import is_folder
-from sds.policy.envelope import parse_envelope
+from sds.policy.envelope import UNUSABLE, parse_envelope
 from sds.policy.succession import split
 from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_SHOWN: Final = 600
-"""How much is offered of the words about files that are no policies: they are refused, and say
-which files and why."""
 
 
 def read_signed(place: Path, *, max_bytes: int) -> bytes:
@@ -62,7 +58,9 @@ def read_signed(place: Path, *, max_bytes: int) -> bytes:
                 f"the *.json files of {place} have more than {2 * max_bytes} bytes",
                 advice="keep only the policy in force, the newest one and changes of signers there",
             )
-    return b"\n".join([*whole, "; ".join(broken).encode("ascii", "replace")[:_SHOWN]])
+    if broken:
+        whole.append(UNUSABLE + "; ".join(broken).encode("ascii", "replace"))
+    return b"\n".join(whole)
 
 
 def _fault_of(content: bytes) -> str:

@@ -156,6 +156,19 @@ async def test_a_directory_offers_all_and_the_highest_wins(tmp_path: Path) -> No
         await until_epoch(files, 4)
 
 
+@pytest.mark.parametrize("in_folder", [True, False])
+async def test_a_key_in_the_place_of_a_policy_is_in_no_log(
+    *, in_folder: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"
+    (tmp_path / "1.json").write_bytes(epoch(1))
+    async with following(tmp_path if in_folder else tmp_path / "1.json") as files:
+        (tmp_path / ("2.json" if in_folder else "1.json")).write_bytes(key)
+        await until_said(caplog, "no JSON object")
+        assert "c2VjcmV0" not in caplog.text
+        assert "c2VjcmV0" not in str(files.holder.last_error)
+
+
 @pytest.mark.parametrize("name", ["0.json", "9.json"])
 @pytest.mark.parametrize(
     ("make", "why"),
