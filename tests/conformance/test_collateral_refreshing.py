@@ -103,7 +103,8 @@ async def test_an_empty_folder_fills_itself_and_follows_the_publisher(
         publishers.refusals.clear()
         serial = intel.pck.serial_number
         publishers.lists["platform"] = intel.crl(intel.ca, intel.ca_key, serial, number=2)
-        while judged(verification, intel) != "certificate_revoked":
+        # A list counts as soon as it is stored, and a round that succeeded when it is over.
+        while judged(verification, intel) != "certificate_revoked" or refresher.failures:
             await clock.advance(600)
             clock.wall = NOW
             await asyncio.sleep(0.02)
