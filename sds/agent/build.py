@@ -21,6 +21,7 @@ from sds.attestation.reference_values import PLACEHOLDERS
 from sds.authority.attested import AttestedAuthority
 from sds.authority.patience import longest_seconds
 from sds.authority.registry import authority_kind
+from sds.authority.root_file import ANSWER_SECONDS
 from sds.errors import ConfigurationError
 from sds.federation.refresh import Federation
 from sds.secrets.rotation import Rotation
@@ -59,6 +60,8 @@ _RETRY_BEFORE: Final = 0.05
 _ANSWER_WITHIN: Final = 0.2
 """The part of the shortest lifetime that an answer may take."""
 _SLACK_SECONDS: Final = 1.0
+_FILES: Final = timedelta(seconds=2 * ANSWER_SECONDS + _SLACK_SECONDS)
+"""The time for the files that another authority's client reads first: its token and its roots."""
 
 Granted: TypeAlias = "Mapping[str, tuple[Identity, ...]]"
 """What each workload with a socket of its own may have, by its name."""
@@ -201,7 +204,7 @@ def rotation_settings(config: AgentConfig) -> RotationSettings:
     """Return the time limits of rotation; an attempt may try every address once."""
     section = config.authority
     if not isinstance(section, OwnAuthoritySection):
-        attempt = section.timeout * (1 + len(section.addresses))
+        attempt = section.timeout * (1 + len(section.addresses)) + _FILES
         elsewhere = authority_kind(section.kind).elsewhere
     else:
         settings = authority_settings(config, section)

@@ -11,6 +11,8 @@ of the chain (``sds.pki``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -39,7 +41,7 @@ from sds.supervision import is_cancelled
 from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from sds.authority.istio_settings import IstioSettings
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
 _METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 _CONCURRENT_CALLS: Final = 16
-"""The most calls at once: a cold start of a node must not look like an attack on istiod."""
+"""The most calls of an exchange at once: a node's cold start must not look like an attack."""
 _MAX_TOKEN_BYTES: Final = 64 * 1024
 
 
@@ -68,10 +70,12 @@ class IstioAuthority:
         self._roots: RootFile | None = None
         self._line: IstioLine | None = None
         self._address = 0
-        self._slots = asyncio.Semaphore(_CONCURRENT_CALLS)
 
     async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
         """Ask for a certificate for each item; see :class:`sds.authority.port.Authority`.
+
+        No call begins later than ``timeout`` after the first, and none takes longer than that, so
+        what came is returned within twice that time, however many calls hang.
 
         Raises:
             AuthorityError: ``authority_token``: the token file cannot be read or has no token.
@@ -81,16 +85,21 @@ class IstioAuthority:
         token = await self._token()
         root = await self._root()
         roots: set[bytes] = set()
+        turns = _Turns(seconds=self._settings.timeout.total_seconds())
         with self._connected(root).used() as line:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(self._outcome(line, token, item, roots)) for item in items
-                    ]
+                    tasks = {
+                        index: group.create_task(
+                            self._outcome(line, token, items[index], turns, roots)
+                        )
+                        # In any order, so that those whose calls hang are not always the first.
+                        for index in random.sample(range(len(items)), len(items))
+                    }
             except asyncio.CancelledError:
                 self._move_on(line)  # who asked waits no longer: another replica may answer
                 raise
-        outcomes = tuple(task.result() for task in tasks)
+        outcomes = tuple(tasks[index].result() for index in range(len(items)))
         unanswered = [o for o in outcomes if isinstance(o, AuthorityUnavailableError)]
         if unanswered:
             self._move_on(line)
@@ -108,11 +117,16 @@ class IstioAuthority:
     # --- one certificate ------------------------------------------------------------------------
 
     async def _outcome(
-        self, line: IstioLine, token: str, item: CertificateItem, roots: set[bytes]
+        self,
+        line: IstioLine,
+        token: str,
+        item: CertificateItem,
+        turns: _Turns,
+        roots: set[bytes],
     ) -> IssuedChain | AuthorityError:
         """Ask for one certificate, and add the roots that come with it."""
         try:
-            async with self._slots:
+            async with turns.one(line.address):
                 answer = await self._create(line, token, item)
             _add_roots(roots, answer.roots)
         except AuthorityError as error:
@@ -227,6 +241,40 @@ class IstioAuthority:
                 advice="mount istio-ca-root-cert's root-cert.pem there",
                 reason="authority_root",
             ) from error
+
+
+class _Turns:
+    """The turns of one exchange's calls: few at once, and none that begins late.
+
+    Args:
+        seconds: how long after the start of the exchange a call may begin.
+    """
+
+    def __init__(self, *, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = asyncio.get_running_loop().time() + seconds
+        self._slots = asyncio.Semaphore(_CONCURRENT_CALLS)
+
+    @contextlib.asynccontextmanager
+    async def one(self, address: str) -> AsyncIterator[None]:
+        """Wait for a turn, and hold it.
+
+        Raises:
+            AuthorityUnavailableError: there was none in time: other calls took all of it.
+        """
+        async with contextlib.AsyncExitStack() as held:
+            late = AuthorityUnavailableError(
+                f"Istio's authority at {address} was not asked: its answers to others, "
+                f"{_CONCURRENT_CALLS} at a time, took {self._seconds:g} s"
+            )
+            try:
+                async with asyncio.timeout_at(self._end):
+                    await held.enter_async_context(self._slots)
+            except TimeoutError:
+                raise late from None
+            if asyncio.get_running_loop().time() >= self._end:
+                raise late  # a turn that came free together with the end
+            yield
 
 
 def bearer_token(raw: bytes, path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -471,6 +472,56 @@ async def test_one_identitys_failure_cuts_off_nobody_elses_call(tmp_path: Path) 
     finally:
         await authority.aclose()
         await first.stop()
+
+
+async def test_calls_that_hang_are_not_followed_by_others_for_longer_than_one_may_take(
+    tmp_path: Path,
+) -> None:
+    """Rotation gives an exchange its time as a whole: beyond it, every answer would be lost."""
+    asked: list[str] = []
+
+    async def before(identity: str) -> grpc.StatusCode | None:
+        asked.append(identity)
+        await asyncio.Event().wait()
+        return None
+
+    ca = istio_ca.IstioCA(folder=tmp_path / "ca", before=before)
+    endpoint = await ca.start()
+    try:
+        with pytest.raises(AuthorityUnavailableError):
+            await ask(settings(endpoint, timeout="300ms"), *(item() for _ in range(40)))
+    finally:
+        await ca.stop()
+    assert len(asked) <= 16
+
+
+async def test_identities_whose_calls_hang_keep_no_other_from_being_asked_for(
+    tmp_path: Path,
+) -> None:
+    """They fill all turns of an exchange, but are not the first in each."""
+
+    async def before(identity: str) -> grpc.StatusCode | None:
+        if identity == OTHER:
+            await asyncio.Event().wait()
+        return None
+
+    ca = istio_ca.IstioCA(folder=tmp_path / "ca", before=before)
+    await ca.start()
+    node = tmp_path / "node.token"
+    node.write_text(ca.mint(sub=istio_ca.NODE_AGENT))
+    given = settings(ca.endpoint, token=node, impersonate=True, timeout="300ms")
+    authority = IstioAuthority(given, clock=SystemClock())
+    batch = [item(OTHER) for _ in range(16)] + [item(istio_ca.ACCOUNT)]
+    try:
+        while True:
+            with contextlib.suppress(AuthorityUnavailableError):
+                *hanging, answered = (await authority.issue(batch)).outcomes
+                if isinstance(answered, IssuedChain):
+                    break
+    finally:
+        await authority.aclose()
+        await ca.stop()
+    assert all(isinstance(each, AuthorityUnavailableError) for each in hanging)
 
 
 async def test_roots_that_change_during_a_call_cut_off_nothing(tmp_path: Path) -> None:

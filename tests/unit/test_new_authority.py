@@ -65,7 +65,7 @@ async def test_a_toy_authority_is_added_through_the_registry_alone(tmp_path: Pat
     assert isinstance(outcome, IssuedChain)
     assert answer.roots == (client.root.der,)
     settings = build.rotation_settings(given)
-    assert settings.attempt == timedelta(seconds=20)
+    assert settings.attempt > 2 * timedelta(seconds=10)  # a turn and a call, after the files
     assert settings.lifetime_elsewhere == timedelta(hours=3)
 
 
