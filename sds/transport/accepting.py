@@ -16,6 +16,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from sds.faults import report
+from sds.subordinate_ids import owner_of_user
 from sds.transport import frames
 from sds.transport.connected_socket import hung_up
 from sds.transport.frames import ErrorCode
@@ -156,10 +157,13 @@ def accept_some(
 
 
 def user_of(accepted: socket.socket) -> str:
-    """Return the owner of a connection if nobody says it better: the user who connected."""
+    """Return the owner of a connection if nobody says it better: the user who connected.
+
+    All subordinate IDs of one user are one owner (:mod:`sds.subordinate_ids`).
+    """
     data = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(data)
-    return f"uid {uid}"
+    return owner_of_user(uid)
 
 
 def process_of(accepted: socket.socket) -> int:

@@ -26,6 +26,7 @@ from sds.transport.budget_sizes import (
     RECOGNISED,
     STRANGERS,
     Total,
+    few_of,
     strangers_part,
 )
 from sds.transport.rate import Allowance
@@ -373,7 +374,7 @@ class Budgets:
         elif owner.connections >= most // 4:
             owner.exceeded("connections", f"more than {most // 4} connections", now, alone=True)
         room = total.connections - self.all.connections
-        few = owner.connections < total.spared_connections // 8
+        few = owner.connections <= few_of(room, total.spared_connections)
         if room <= (0 if few else total.spared_connections):
             owner.exceeded("connections", f"no room among {total.connections} connections", now)
         if owner.recognised:
@@ -407,9 +408,9 @@ class Budgets:
             LimitError: they may not, and the owner uses more than the reserved part.
         """
         total = self._total
-        after = self.all.held + count
-        few = owner.held + count <= total.spared_bytes // 8
-        if after > total.held_bytes - (0 if few else total.spared_bytes):
+        room = total.held_bytes - self.all.held - count
+        few = owner.held + count <= few_of(room, total.spared_bytes)
+        if room < (0 if few else total.spared_bytes):
             owner.exceeded("memory", f"no room in the {total.held_bytes // _MIB} MiB of all", now)
 
     def tell(self, owner: Owner, limit: str, error: LimitError, now: float) -> None:

@@ -76,6 +76,19 @@ def strangers_part(used: int, most: int, *, least: int) -> int:
     return max(least, most // (4 if 2 * used <= most else 32))
 
 
+def few_of(room: int, spared: int) -> int:
+    """Return how much an owner may have to use what is spared for owners with little.
+
+    An eighth of it, and a 192nd once half is in use: an Envoy has less, and however many pods of
+    one tenant take their part of the second half, there is room for eighty.
+
+    Args:
+        room: what is free.
+        spared: what is spared.
+    """
+    return spared // 8 if 2 * room > spared else spared // 192
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Total:
     """What all owners may use together.

@@ -91,6 +91,7 @@ class ServedConnection:
         """Streams whose handlers wait until the kernel took our output."""
         self._requests = 0
         """Bytes of requests that no handler has taken."""
+        self._beside = 0  # bytes of its caller's recognition
         self._held = self._streams = 0
         """The bytes and streams that the owner was told of."""
         self._working = self._more = False
@@ -143,10 +144,17 @@ class ServedConnection:
         self._close_soon()
         await self._lost
 
-    def recognise(self) -> None:
-        """Give the owner a budget of its own from now on, apart from strangers."""
+    def recognise(self, beside: int = 0) -> None:
+        """Give the owner a budget of its own, apart from strangers.
+
+        Args:
+            beside: how many bytes of memory the recognition of its caller takes.
+        """
         self.owner.recognise()
         self._turns.move(self, self._server.budgets.strangers, self.owner)
+        if self._endpoint is not None:
+            self._beside = beside
+            self.settle()
 
     def abort(self) -> None:
         """Close now; do nothing before :meth:`begin`."""
@@ -223,6 +231,7 @@ class ServedConnection:
         guarded("connection", self._calls.end_all)()
         guarded("connection", self._http2.drop)()
         self._endpoint = None  # it refers to this object; this breaks the circle
+        self._beside = 0
         self.settle()
         self.owner.disconnect(self.abort, party=self._party)
         self._server.left(self)
@@ -415,7 +424,7 @@ class ServedConnection:
         """Tell the owner what is in use now."""
         endpoint = self._endpoint
         streams = self._calls.ending()
-        held = self._requests
+        held = self._requests + self._beside
         if endpoint is not None:
             opened, kept = self._http2.in_use()
             streams += opened

@@ -47,7 +47,7 @@ class ConnectionRates:
         """Give this owner a larger account of its own: one of its processes has an identity.
 
         Args:
-            owner: a pod by the name that :meth:`count` was told, or ``uid NUMBER``.
+            owner: a pod or a user by the name that :meth:`count` was told.
         """
         self._known[owner] = None
         self._known.move_to_end(owner)
@@ -55,7 +55,14 @@ class ConnectionRates:
             self._known.popitem(last=False)
 
     def count(
-        self, pid: int, uid: int, now: float, *, crowded: bool, pod: Callable[[], str] = str
+        self,
+        pid: int,
+        uid: int,
+        now: float,
+        *,
+        crowded: bool,
+        pod: Callable[[], str] = str,
+        user: str = "",
     ) -> None:
         """Count a connection of a process.
 
@@ -65,6 +72,7 @@ class ConnectionRates:
             now: seconds of a monotonic clock.
             crowded: whether more connections come than can be handled.
             pod: finds the name of the process's pod; it gives the empty string outside pods.
+            user: the owner as which the user counts outside pods; ``uid NUMBER`` if left out.
 
         Raises:
             WorkloadError: ``connection_rate``: it is crowded, and the process or its owner connects
@@ -72,7 +80,7 @@ class ConnectionRates:
         """
         process = self._account((uid, pid), _PROCESS)
         theirs = self._pod_of((uid, pid), pod, is_new=process.is_full(now))
-        owner = theirs or f"uid {uid}"
+        owner = theirs or user or f"uid {uid}"
         is_known = owner in self._known
         accounts = [(f"process {pid} of user {uid}", process)]
         if theirs and not is_known:

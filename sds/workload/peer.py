@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from sds.errors import PeerGoneError, WorkloadError
+from sds.subordinate_ids import owner_of_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +54,8 @@ class Peer:
             :data:`MOST_GROUPS`.
         pidfd: refers to that process whatever becomes of its pid; None if the kernel has none.
         start_time: the start time in clock ticks since boot, from /proc, if there is no pidfd.
-        owner: the owner whose share it counts against: ``pod UID`` or ``uid NUMBER``.
+        owner: the owner whose share it counts against: ``pod UID``, ``uid NUMBER``, or
+            the range of a user's subordinate IDs.
         executed: device and inode of the file that it executed at the first look.
     """
 
@@ -90,7 +92,7 @@ class Peer:
             gid=gid,
             groups=frozenset(),
             pidfd=_pidfd(connection),
-            owner=f"uid {uid}",
+            owner=owner_of_user(uid),
         )
         try:
             peer._begin(connection)

@@ -17,11 +17,12 @@ import grpc
 import pytest
 
 from sds.errors import KubernetesError
+from sds.transport.budget import CONNECTION_BYTES
 from sds.unix_sockets import listening
 from sds.workload import front_door as module
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
-from sds.workload.front_door import ENDS_A_TURN, DoorLimits, FrontDoor
+from sds.workload.front_door import ENDS_A_TURN, RECOGNITION_BYTES, DoorLimits, FrontDoor
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing
 from tests.support.front_door import (
@@ -253,6 +254,18 @@ async def test_shares_of_connections(tmp_path: Path) -> None:
             await other.wait_closed()
         await until(lambda: not door.door.connections)
         assert await ask(door.path) == "spiffe://example.org/r0"
+
+
+async def test_a_recognised_caller_counts_with_its_recognition(tmp_path: Path) -> None:
+    """Else the connections of many pods take twice the memory that all owners may have."""
+    async with front_door(tmp_path, attestors=unix(), rules=rules(OURS)) as door:
+        everybody = door.server.budgets.all
+        async with grpc.aio.insecure_channel(f"unix:{door.path}") as channel:
+            assert await follow(channel).read() == b"spiffe://example.org/r0"
+            assert everybody.held > CONNECTION_BYTES + RECOGNITION_BYTES
+        await until(lambda: not everybody.connections)
+        await until(lambda: not door.door.connections)
+        assert everybody.held == 0
 
 
 async def test_owners_that_are_many_together_keep_nobody_out(

@@ -70,6 +70,7 @@ from sds.policy.istio.conversion import convert
 from sds.policy.istio.manifests import parse_manifests
 from sds.policy.trust import authenticate, verify
 from sds.settings import yamlfile
+from sds.subordinate_ids import delegated_ranges
 from tests.support import made_quotes, policies
 from tests.support.certificate_table import build_certificate_table
 from tests.support.certificates import Wish, ca_wish, self_signed
@@ -459,6 +460,11 @@ PARSERS: Final[list[Parser]] = [
         samples=lambda: (
             b'{"keys":[{"kty":"RSA","kid":"a","alg":"RS256","n":"AQAB","e":"AQAB"}]}',
         ),
+    ),
+    Parser(
+        name="sds.subordinate_ids:delegated_ranges",
+        parse=delegated_ranges,
+        samples=lambda: (b"alice:100000:65536\n1002:165536:65536\n",),
     ),
     Parser(
         name="sds.attestation.pem:der_certificates",

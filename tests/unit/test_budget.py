@@ -270,6 +270,32 @@ def test_the_last_part_is_for_owners_that_have_little() -> None:
     modest.check_room(50_000, 0.0)
 
 
+def test_however_many_owners_take_what_they_may_the_next_one_finds_room() -> None:
+    """Such as the pods of one tenant: two take the most, and many take little each."""
+
+    def fill(owner: Owner) -> None:
+        with contextlib.suppress(LimitError):
+            while True:
+                owner.check_room(16_384, 0.0)
+                owner.change(streams=0, held=16_384)
+
+    def connect(owner: Owner) -> None:
+        with contextlib.suppress(LimitError):
+            while True:
+                owner.connect(closing(), 0.0)
+
+    for take in (fill, connect):
+        table = Budgets()
+        for number in range(80):
+            take(known(table, f"pod {number}"))
+        victim = known(table, "pod victim")
+        victim.connect(closing(), 0.0)
+        victim.connect(closing(), 0.0)
+        victim.change(streams=3, held=3 * STREAM_BYTES)
+        victim.check_stream(0.0)
+        victim.check_room(32_768, 0.0)
+
+
 def test_descriptors_are_left() -> None:
     total = Total.of_descriptors(1_024)
     assert 2 * total.connections <= 1_024 - 256

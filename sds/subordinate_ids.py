@@ -1,0 +1,97 @@
+"""Which user IDs are one user: those that the system delegates to one user count as one owner.
+
+A user who has subordinate IDs (subuid(5)) may act as each of them (newuidmap(1)): 65,536 by
+default. If each had a budget of its own, one user could fill what all users share. Owns what
+``/etc/subuid`` says, as this process sees it. Invariants: the file is read again as soon as it
+changes; what cannot be read or understood delegates nothing; an ID that nobody delegates is an
+owner of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from bisect import bisect_right
+from pathlib import Path
+from typing import Final
+
+from sds.files import read_file
+from sds.untrusted_input import words_of
+
+_LOG: Final = logging.getLogger("sds.subordinate_ids")
+_MOST_BYTES: Final = 4 * 1024 * 1024
+_LINE: Final = re.compile(rb"^([^:\n]+):([0-9]{1,10}):([0-9]{1,10})[ \t]*$", re.MULTILINE)
+_ROOT: Final = frozenset({b"root", b"0"})
+"""Programs of root, such as LXD, may have ranges in which other users are; root needs none."""
+
+
+def delegated_ranges(content: bytes) -> list[tuple[int, int]]:
+    """Return the first and last IDs of each range that a user has, sorted, none within another.
+
+    Ranges that overlap are one: their users can act as one another.
+
+    Args:
+        content: of ``/etc/subuid``.
+    """
+    found = sorted(
+        (int(first), int(first) + int(count) - 1)
+        for user, first, count in _LINE.findall(content)
+        if user not in _ROOT and int(count)
+    )
+    merged: list[tuple[int, int]] = []
+    for first, last in found:
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return merged
+
+
+class SubordinateIds:
+    """The ranges that one file names."""
+
+    def __init__(self, path: Path) -> None:
+        """Read nothing before somebody asks."""
+        self._path = path
+        self._version: tuple[int, ...] | None = None
+        self._ranges: list[tuple[int, int]] = []
+
+    def owner(self, uid: int) -> str:
+        """Return the name of the owner as which this user counts: ``uid NUMBER``, or a range."""
+        self._follow()
+        at = bisect_right(self._ranges, uid, key=lambda one: one[0]) - 1
+        if at >= 0 and uid <= self._ranges[at][1]:
+            first, last = self._ranges[at]
+            return f"uid {first}-{last}"
+        return f"uid {uid}"
+
+    def _follow(self) -> None:
+        """Read the file if it has changed."""
+        try:
+            now = os.stat(self._path)  # noqa: PTH116  for each connection, so it must cost little
+        except OSError:
+            self._version, self._ranges = None, []
+            return
+        version = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._ranges = delegated_ranges(read_file(self._path, max_bytes=_MOST_BYTES))
+        except OSError as error:
+            self._ranges = []
+            if error.errno != errno.ENOENT:
+                _LOG.warning(
+                    "cannot read who has which subordinate IDs: each counts as a user",
+                    extra={"path": str(self._path), "why": words_of(error)},
+                )
+
+
+OF_THIS_SYSTEM: Final = SubordinateIds(Path("/etc/subuid"))
+
+
+def owner_of_user(uid: int) -> str:
+    """Return the name of the owner as which a user outside pods counts."""
+    return OF_THIS_SYSTEM.owner(uid)
