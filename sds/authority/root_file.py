@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.errors import CertificateError, ConfigurationError
-from sds.pki import certificates_from_pem, load_certificate
+from sds.pki import certificates_from_pem, load_certificate, plain_pem
 from sds.problems import Problems
 from sds.settings.yamlfile import read
 from sds.untrusted_input import words_of
@@ -26,7 +26,7 @@ ANSWER_SECONDS: Final = 5.0
 
 
 def read_roots(path: Path) -> bytes:
-    """Read a file of roots in PEM.
+    """Read a file of roots in PEM, and return them in the form that every library reads.
 
     Raises:
         ConfigurationError: the file cannot be read, has no certificate, or has one that cannot be
@@ -36,9 +36,9 @@ def read_roots(path: Path) -> bytes:
     try:
         for der in certificates_from_pem(pem, what=str(path)):
             load_certificate(der, f"certificate in {path}")
+        return plain_pem(pem, what=str(path))
     except CertificateError as error:
         raise ConfigurationError(error.message, advice=error.advice) from error
-    return pem
 
 
 class RootFile:

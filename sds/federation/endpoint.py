@@ -23,10 +23,10 @@ from cryptography import x509
 
 from sds.backoff import LATER, retry_after
 from sds.clock import SystemClock
-from sds.errors import BundleError, ConfigurationError
+from sds.errors import BundleError, CertificateError, ConfigurationError
 from sds.federation.document import MAX_DOCUMENT_BYTES
 from sds.files import read_file
-from sds.pki import certificate_pem
+from sds.pki import certificate_pem, plain_pem
 from sds.pki.constraints import extension
 from sds.settings.https_url import check_https_url
 from sds.untrusted_input import reading, words_of
@@ -253,8 +253,8 @@ def _context(endpoint: BundleServer, roots: Sequence[bytes]) -> ssl.SSLContext:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             pem = read_file(endpoint.root, max_bytes=_MAX_ROOT_BYTES)
-            context.load_verify_locations(cadata=pem.decode("ascii", "ignore"))
-        except (OSError, ValueError) as error:
+            context.load_verify_locations(cadata=plain_pem(pem, what="it").decode())
+        except (OSError, ValueError, CertificateError) as error:
             raise ConfigurationError(
                 f"root {endpoint.root} of bundle endpoint {endpoint.url} cannot be used: "
                 f"{words_of(error)}"

@@ -12,7 +12,7 @@ from sds.pki.chain import (
     verify_authority_chain,
     verify_svid_chain,
 )
-from sds.pki.encoding import certificate_der, certificate_pem, certificates_from_pem
+from sds.pki.encoding import certificate_der, certificate_pem, certificates_from_pem, plain_pem
 from sds.pki.keys import (
     PrivateKey,
     PublicKey,
@@ -55,6 +55,7 @@ __all__ = [
     "load_issuer",
     "load_private_key",
     "make_csr",
+    "plain_pem",
     "private_key_pem",
     "read_root",
     "signature_hash",

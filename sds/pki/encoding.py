@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -18,6 +18,9 @@ from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+_MOST_ROOTS: Final = 1024
+"""The most certificates in a file of roots: the web's have about 150."""
 
 
 def certificate_der(certificate: x509.Certificate) -> bytes:
@@ -34,6 +37,18 @@ def certificate_pem(certificates: Iterable[bytes]) -> bytes:
         for der in certificates
     )
     return "".join(blocks).encode()
+
+
+def plain_pem(pem: bytes, *, what: str) -> bytes:
+    """Write the certificates of a PEM text anew, in the one form that every library reads.
+
+    OpenSSL skips what we read: a first certificate after a byte order mark, and every one that is
+    indented. Whether each can be parsed is left to whoever uses it.
+
+    Raises:
+        CertificateError: ``certificate_malformed``: as for :func:`sds.pki.pem.pem_blocks`.
+    """
+    return certificate_pem(pem_blocks(pem, label=CERTIFICATE, what=what, most=_MOST_ROOTS))
 
 
 def certificates_from_pem(pem: bytes, *, what: str = "the PEM text") -> tuple[bytes, ...]:

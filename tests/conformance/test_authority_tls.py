@@ -36,6 +36,7 @@ from sds.rules.duration import LONGEST
 from tests.support.authority import World, wish
 from tests.support.certificates import Wish, common_name, self_signed
 from tests.support.no_threads import give_no_more_threads
+from tests.support.pem_forms import FORMS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -204,6 +205,19 @@ async def test_a_root_of_the_authoritys_tls_that_is_replaced_needs_no_restart(
     async with (
         world.running(tls=second) as authority,
         client_of(world, file, authority.port) as client,
+    ):
+        await issued(client)
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_root_file_counts_in_every_form_that_is_read(form: str, tmp_path: Path) -> None:
+    """gRPC reads fewer forms of PEM; it skipped the first root after a byte order mark."""
+    world, served = World(), tls()
+    path = tmp_path / "root.pem"
+    path.write_bytes(FORMS[form](served.certificate_pem + tls().certificate_pem))
+    async with (
+        world.running(tls=served) as authority,
+        client_of(world, RootFile(path), authority.port) as client,
     ):
         await issued(client)
 

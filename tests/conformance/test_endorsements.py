@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -27,6 +29,7 @@ from sds.attestation.snp.sources import (
 )
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.errors import EndorsementUnavailableError
+from sds.files import replace_file
 from sds.pki import certificate_pem
 from tests.support import evidence_vectors as vectors
 from tests.support.clock import PatientClock, PauseCounter
@@ -165,6 +168,29 @@ async def test_certificates_are_kept_over_a_restart(
         full = KeptEndorsements(KdsEndorsements(url, PauseCounter()), tmp_path / "file")
         await holds(machine, full)
     assert "cannot be stored" in caplog.text
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+async def test_certificates_that_were_not_all_stored_are_fetched_again(
+    written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, a leaf that was stored alone (a full disk, SIGKILL) was given for good."""
+    machine = simulated().machine()
+    kds = Kds(machine)
+    left = iter(range(written))
+
+    def full(path: Path, content: bytes, *, mode: int) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace_file(path, content, mode=mode)
+
+    async with kds.served() as url:
+        with monkeypatch.context() as patched:
+            patched.setattr(endorsements, "replace_file", full)
+            await holds(machine, KeptEndorsements(KdsEndorsements(url, PauseCounter()), tmp_path))
+        for _ in range(2):
+            await holds(machine, KeptEndorsements(KdsEndorsements(url, PauseCounter()), tmp_path))
+        assert len(kds.asked) == 4, "twice for a leaf and a chain, and then it is stored"
 
 
 async def test_folders_that_hang_cost_a_request_and_not_the_evidence(

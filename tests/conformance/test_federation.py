@@ -34,6 +34,7 @@ from sds.pki import certificate_der, certificate_pem
 from sds.secrets.store import Change, SecretStore
 from tests.support.istio_ca import Issuer, _leaf
 from tests.support.no_threads import give_no_more_threads
+from tests.support.pem_forms import FORMS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -639,3 +640,14 @@ async def test_an_endpoint_that_says_later_says_when(peer: Peer, status: int, la
         with pytest.raises(BundleError, match=f"answered {status}") as caught:
             await asyncio.to_thread(endpoint.fetch, given, roots=())
     assert caught.value.later == later
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_root_of_an_endpoint_counts_in_every_form_that_the_check_reads(
+    form: str, peer: Peer
+) -> None:
+    async with peer.serving(DNS) as url:
+        root = peer.folder / "root.pem"
+        root.write_bytes(FORMS[form](root.read_bytes()))
+        given = BundleServer(url=url, root=root)
+        assert b"x5c" in await asyncio.to_thread(endpoint.fetch, given, roots=())

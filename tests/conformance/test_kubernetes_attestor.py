@@ -29,6 +29,7 @@ from sds.workload.proc import pod_roots, read_cgroup
 from tests.support.certificates import ca_wish, self_signed
 from tests.support.front_door import until
 from tests.support.kubernetes import Cluster, cluster, container_id, pod, service
+from tests.support.pem_forms import FORMS
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
@@ -396,6 +397,16 @@ async def test_the_servers_certificate_is_verified(tmp_path: Path) -> None:
                 with refused("kubelet", match=text):
                     await client.get("/pods")
         async with ApiClient(kube.kubelet(server_name="node1")) as client:
+            assert b"PodList" in await client.get("/pods")
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_file_of_roots_counts_in_every_form_that_the_check_reads(
+    form: str, tmp_path: Path
+) -> None:
+    async with cluster(tmp_path) as kube:
+        kube.ca_file.write_bytes(FORMS[form](kube.ca_file.read_bytes()))
+        async with ApiClient(kube.kubelet()) as client:
             assert b"PodList" in await client.get("/pods")
 
 

@@ -62,7 +62,7 @@ from sds.errors import SdsError
 from sds.exchange import wire
 from sds.exchange.message_bounds import check_shape
 from sds.identity import Identity, KeyType, SpiffeId
-from sds.pki import certificate_pem, certificates_from_pem, chain, der, keys, roots
+from sds.pki import certificate_pem, certificates_from_pem, chain, der, keys, plain_pem, roots
 from sds.pki.pem import der_blocks, pem_blocks
 from sds.policy import succession, yaml_document
 from sds.policy.envelope import SignedPolicy, parse_envelope
@@ -640,6 +640,11 @@ PARSERS: Final[list[Parser]] = [
     Parser(
         name="sds.pki.encoding:certificates_from_pem",
         parse=certificates_from_pem,
+        samples=_pem,
+    ),
+    Parser(
+        name="sds.pki.encoding:plain_pem",
+        parse=lambda raw: plain_pem(raw, what="a file"),
         samples=_pem,
     ),
     Parser(name="sds.pki.keys:csr_public_key", parse=keys.csr_public_key, samples=_attested_csr),

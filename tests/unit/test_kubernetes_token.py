@@ -223,6 +223,19 @@ def test_of_a_key_set_only_public_members_are_read(monkeypatch: pytest.MonkeyPat
     assert keys.key("rsa").key.public_numbers() == RSA.public_key().public_numbers()
 
 
+@pytest.mark.parametrize("member", ["kid", "alg", "crv", "n", "x", "use"])
+@pytest.mark.parametrize("value", [["text"], {}, 1, None])
+def test_a_key_with_a_member_that_is_no_text_takes_no_other_with_it(
+    member: str, value: object
+) -> None:
+    """RFC 7517, section 5: keys that cannot be understood are ignored."""
+    entries = json.loads(jwks())["keys"]
+    odd = [{**entry, "kid": "odd", member: value} for entry in entries]
+    keys = JwksKeys()
+    keys.replace(json.dumps({"keys": [*odd, *entries]}).encode())
+    assert {keys.key(name).key_id for name in ("rsa", "ec")} == {"rsa", "ec"}
+
+
 @pytest.mark.parametrize(("most", "value"), [("_MOST_KEYS", 1), ("_MAX_KEY_SET_BYTES", 100)])
 def test_a_key_set_is_bounded(most: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = JwksKeys()

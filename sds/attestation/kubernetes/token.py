@@ -355,7 +355,8 @@ class JwksKeys:
     def replace(self, document: bytes) -> None:
         """Take the keys of this document; a bad one changes nothing.
 
-        Only the public members of keys that can sign tokens are read.
+        Only the public members of keys that can sign tokens are read. A key that cannot be used is
+        ignored (RFC 7517, section 5); a member that is no text counts as missing.
 
         Raises:
             EvidenceMalformedError: it is not a JWKS, is too large, or has no key that we can use.
@@ -366,7 +367,11 @@ class JwksKeys:
             )
         try:
             public = [
-                {name: member for name, member in key.items() if name in _PUBLIC}
+                {
+                    name: text
+                    for name, text in key.items()
+                    if name in _PUBLIC and isinstance(text, str)
+                }
                 for key in json.loads(document.decode()).get("keys", [])
                 if isinstance(key, dict) and key.get("kty") in _KEY_TYPES
             ]

@@ -1,7 +1,7 @@
 """The sources of certificates that a section names, and the folder that stores certificates.
 
-Owns their order, and the cache on disk. Invariant: a cache that cannot be used costs requests, but
-never evidence.
+Owns their order, and the cache on disk. Invariants: a cache that cannot be used costs requests, but
+never evidence; a leaf is stored only once those above it are.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class KeptEndorsements:
         name = hashlib.sha256(found[0]).hexdigest()[:32]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for count, der in enumerate(found):
+            # The leaf comes last: once it is there, the folder is taken for whole.
+            for count, der in reversed(list(enumerate(found))):
                 replace_file(self._folder / f"{name}-{count}.der", der, mode=0o644)
         except OSError as error:
             self._say(words_of(error))

@@ -21,9 +21,10 @@ import aiohttp
 from sds import threads
 from sds.backoff import LATER, retry_after
 from sds.clock import SystemClock
-from sds.errors import KubernetesError
+from sds.errors import CertificateError, KubernetesError
 from sds.files import read_file
 from sds.http_client import NO_ANSWER, client_session
+from sds.pki.encoding import plain_pem
 from sds.untrusted_input import words_of
 
 if TYPE_CHECKING:
@@ -241,8 +242,8 @@ class ApiClient:
         if server.insecure_skip_verify or server.ca_file is None:
             return _context(None)
         try:
-            return _context(read_file(server.ca_file, max_bytes=_MAX_FILE_BYTES).decode("ascii"))
-        except (OSError, ValueError) as error:
+            return _context(read_file(server.ca_file, max_bytes=_MAX_FILE_BYTES))
+        except (OSError, ValueError, CertificateError) as error:
             raise KubernetesError(
                 f"{server.ca_file}: no certificates under which {server.url} could be verified: "
                 f"{words_of(error)}",
@@ -251,10 +252,10 @@ class ApiClient:
 
 
 _MOST_CONTEXTS: Final = 8
-_contexts: dict[str | None, ssl.SSLContext] = {}
+_contexts: dict[bytes | None, ssl.SSLContext] = {}
 
 
-def _context(pem: str | None) -> ssl.SSLContext:
+def _context(pem: bytes | None) -> ssl.SSLContext:
     """Return one context for each content of the root file: connections are reused per context.
 
     Only these roots count, and never the system's, which ``ssl.create_default_context`` takes if
@@ -262,7 +263,8 @@ def _context(pem: str | None) -> ssl.SSLContext:
     only).
 
     Raises:
-        ValueError, ssl.SSLError: there is no certificate in the text.
+        CertificateError, ValueError, ssl.SSLError: there is no certificate in the text, or one that
+            cannot be read.
     """
     context = _contexts.get(pem)
     if context is None:
@@ -272,7 +274,7 @@ def _context(pem: str | None) -> ssl.SSLContext:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         else:
-            context.load_verify_locations(cadata=pem)
+            context.load_verify_locations(cadata=plain_pem(pem, what="the file").decode())
         if len(_contexts) >= _MOST_CONTEXTS:
             _contexts.clear()
         _contexts[pem] = context
