@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from sds.attestation.collateral.fetching import asker
 from sds.attestation.collateral.publishing import PublishedCollateral
-from sds.ca.unproven_streams import owner_of_address, plain_address
 from sds.errors import ConfigurationError
 from sds.operations.http_listener import HttpAnswer, HttpHandler, HttpRequest, listening
 from sds.operations.listener_places import Patience
 from sds.supervision import supervised
+from sds.transport.addresses import owner_of_address, plain_address
 from sds.transport.budget_sizes import Share
 
 if TYPE_CHECKING:

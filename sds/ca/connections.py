@@ -19,7 +19,7 @@ from sds.ca.listening import peer_name
 from sds.ca.machine_shares import MachineShares
 from sds.ca.stranger_calls import StrangerCalls
 from sds.ca.stranger_connections import Stage, Strangers, strangers_room
-from sds.ca.unproven_streams import owner_of
+from sds.transport.addresses import owner_of
 from sds.transport.budget import Budgets
 from sds.transport.budget_sizes import Share, Total
 from sds.transport.connected_socket import ended_sending

@@ -17,9 +17,9 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from sds import threads
-from sds.ca.unproven_streams import plain_address
 from sds.errors import ConfigurationError
 from sds.settings.listen import host_and_port
+from sds.transport.addresses import plain_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,24 +15,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import itertools
-import urllib.parse
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Iterable
 
-_IPV6_NETWORK: Final = 64
-"""The bits of an IPv6 address that name one owner: a host may have any address below them."""
-
-
 _LOOK_SECONDS: Final = 0.01
 _COMPARED_CONNECTIONS: Final = 64
 """How many connections are compared to make room for one stream, however many there are."""
-
-Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 
 
 class Member(Protocol):
@@ -40,7 +32,7 @@ class Member(Protocol):
 
     @property
     def owner(self) -> str:
-        """Return who opened the stream (:func:`owner_of`)."""
+        """Return who opened the stream (:func:`~sds.transport.addresses.owner_of`)."""
         ...
 
     @property
@@ -63,35 +55,6 @@ class Reader(Member, Protocol):
 
 
 _MemberT = TypeVar("_MemberT", bound=Member)
-
-
-def owner_of(peer: str) -> str:
-    """Return the owner of a connection: its IPv4 address, or the /64 of its IPv6 address.
-
-    Args:
-        peer: the peer as gRPC writes it: ``ipv4:192.0.2.1:4711``, ``ipv6:%5B2001:db8::1%5D:4711``,
-            ….
-    """
-    host, _, _ = urllib.parse.unquote(peer).partition(":")[2].rpartition(":")
-    ip = plain_address(host.removeprefix("[").removesuffix("]"))
-    return peer.partition(":")[0] if ip is None else owner_of_address(ip)
-
-
-def plain_address(text: str) -> Address | None:
-    """Return the address in its shortest family, without a zone; None if it is not one."""
-    try:
-        found = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return found if mapped is None else mapped
-
-
-def owner_of_address(address: Address) -> str:
-    """Return the owner of an address: itself, or its /64 (IPv6)."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    return str(ipaddress.ip_network((address, _IPV6_NETWORK), strict=False))
 
 
 class Crowd(Generic[_MemberT]):

@@ -1,7 +1,9 @@
 """Decides which connections of a small listener are served, and which wait.
 
 Owns the places. Invariants: at most :data:`MAX_CONNECTIONS` are served, and at most
-:data:`MAX_WAITING` wait unread. One more takes the place of the connection that was silent for
+:data:`MAX_WAITING` wait unread. Those that wait have turns by owner (an IP address or network), and
+if no more may wait, the owner with the most gives way: no address keeps probes from another one
+out. One more takes the place of the connection that was silent for
 longest, so that probes are answered even if a client opens connections without end. A connection
 that waits for our answer is not silent: a crowd that asks at once is answered, one after the other,
 and later connections do not end it. A connection that had its answers (:class:`Patience`) makes
@@ -12,6 +14,7 @@ event loop stood still is not silence: on a busy machine a client may have had n
 from __future__ import annotations
 
 import resource
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -59,6 +62,11 @@ SHORT: Final = Patience()
 
 class Placed(Protocol):
     """A connection that can have a place."""
+
+    @property
+    def owner(self) -> str:
+        """Return whose it is: an IP address or network."""
+        ...
 
     @property
     def working(self) -> bool:
@@ -113,7 +121,9 @@ class ConnectionPlaces:
         self._patience = patience
         self._served: dict[Placed, _Standing] = {}
         """The served connections; the one that was silent for longest is first."""
-        self._waiting: dict[Placed, None] = {}
+        self._waiting: OrderedDict[str, dict[Placed, None]] = OrderedDict()
+        """Those that wait, by owner: the owner whose turn it is, and its oldest, are first."""
+        self._waiting_count = 0
         self._ticks = 0
         """The ticks that were counted while every place was taken."""
         self._ticking: asyncio.TimerHandle | None = None
@@ -125,11 +135,12 @@ class ConnectionPlaces:
 
     def opened(self, connection: Placed) -> None:
         """Serve a connection that was accepted, let it wait, or end it."""
-        if len(self._served) < MAX_CONNECTIONS or self._end_silent():
+        if not self._waiting and (len(self._served) < MAX_CONNECTIONS or self._end_silent()):
             self._admit(connection)
-        elif len(self._waiting) < self._most_waiting:
+        elif self._waiting_count < self._most_waiting or self._gives_way_to(connection):
             connection.wait()
-            self._waiting[connection] = None
+            self._waiting.setdefault(connection.owner, {})[connection] = None
+            self._waiting_count += 1
         else:
             connection.abort()
 
@@ -153,14 +164,15 @@ class ConnectionPlaces:
     def closed(self, connection: Placed) -> None:
         """Note that a connection has ended."""
         self._served.pop(connection, None)
-        self._waiting.pop(connection, None)
+        self._wait_no_more(connection)
         self._admit_some()
 
     def close(self) -> None:
         """End every connection."""
         if self._ticking is not None:
             self._ticking.cancel()
-        for connection in [*self._waiting, *self._served]:
+        waiting = [each for theirs in self._waiting.values() for each in theirs]
+        for connection in [*waiting, *self._served]:
             connection.abort()
 
     def _heard(self, connection: Placed) -> _Standing | None:
@@ -178,9 +190,29 @@ class ConnectionPlaces:
 
     def _admit_some(self) -> None:
         while self._waiting and len(self._served) < MAX_CONNECTIONS:
-            connection = next(iter(self._waiting))
-            del self._waiting[connection]
+            owner, theirs = next(iter(self._waiting.items()))
+            self._waiting.move_to_end(owner)
+            connection = next(iter(theirs))
+            self._wait_no_more(connection)
             self._admit(connection)
+
+    def _gives_way_to(self, connection: Placed) -> bool:
+        """End the newest of the owner that has most waiting; return whether it has more."""
+        most = max(self._waiting.values(), key=len, default={})
+        if len(most) <= len(self._waiting.get(connection.owner, ())) + 1:
+            return False
+        newest = next(reversed(most))
+        self._wait_no_more(newest)
+        newest.abort()
+        return True
+
+    def _wait_no_more(self, connection: Placed) -> None:
+        theirs = self._waiting.get(connection.owner, {})
+        if connection in theirs:
+            del theirs[connection]
+            self._waiting_count -= 1
+            if not theirs:
+                del self._waiting[connection.owner]
 
     def _end_silent(self) -> bool:
         """End the connection that was silent for longest; return whether there was one."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.ca.unproven_streams import Crowd, ReadingTurns, owner_of
+from sds.ca.unproven_streams import Crowd, ReadingTurns
+from sds.transport.addresses import owner_of
 from tests.support import virtual_time
 
 if TYPE_CHECKING:

@@ -63,6 +63,7 @@ class Caller:
     """A connection."""
 
     places: ConnectionPlaces
+    owner: str = ""
     working: bool = False
     reads: bool = False
     ended: str = ""
@@ -90,9 +91,9 @@ class Caller:
         self.places.answered(self)
 
 
-def crowd(places: ConnectionPlaces, many: int) -> list[Caller]:
+def crowd(places: ConnectionPlaces, many: int, *, owner: str = "") -> list[Caller]:
     """So many connections at once."""
-    callers = [Caller(places) for _ in range(many)]
+    callers = [Caller(places, owner) for _ in range(many)]
     for one in callers:
         places.opened(one)
     return callers
@@ -182,3 +183,17 @@ def test_who_waits_leaves_descriptors_for_others() -> None:
     places, _ = made(descriptors=320)
     callers = crowd(places, MAX_CONNECTIONS + 12)
     assert [bool(one.ended) for one in callers[-3:]] == [False, True, True]
+
+
+def test_no_address_keeps_those_of_another_from_waiting_or_from_being_served() -> None:
+    """A pod that opens connections without end would make the kubelet's probes fail."""
+    places, loop = made()
+    flood = crowd(places, MAX_CONNECTIONS + MAX_WAITING, owner="192.0.2.1")
+    probes = crowd(places, 2, owner="192.0.2.2")
+    assert [one.ended for one in probes] == ["", ""]
+    assert [one.ended for one in flood[-3:]] == ["", "aborted", "aborted"]
+    more = crowd(places, 50, owner="192.0.2.1")
+    assert {one.ended for one in more} == {"aborted"}
+    loop.pass_(PATIENCE.grace)
+    assert [one.reads for one in probes] == [True, True]
+    places.close()
