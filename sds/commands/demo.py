@@ -113,7 +113,7 @@ def demo(
         contextlib.closing(ReservedPort()) as port,
         # The RSA keys of the simulated chip are made without the interpreter's lock, so import
         # meanwhile.
-        _meanwhile(pool, "sds.bootstrap.build"),
+        _bootstrap_is_imported(pool),
         simulated_node(
             folder,
             lifetime_seconds=lifetime,
@@ -226,9 +226,9 @@ def _run_directory(chosen: Path | None, name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _meanwhile(pool: ThreadPoolExecutor, module: str) -> Iterator[None]:
-    """Import ``module`` while the block's other managers work."""
-    importing = pool.submit(importlib.import_module, module)
+def _bootstrap_is_imported(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Import what makes bootstraps while the block's other managers work."""
+    importing = pool.submit(importlib.import_module, "sds.bootstrap.build")
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ all say clearly that the machine is simulated.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from sds.attestation.snp.simulated import SIMULATED_MEASUREMENT
 from sds.commands.options import NamedPath
 from sds.demo.simulation import configuration_of, manufacturer, overlaid, separated
 from sds.errors import ConfigurationError
-from sds.settings.field_types import parse_hex
 
 _MEASUREMENT_BYTES = 48
 
@@ -66,10 +66,11 @@ def simulate(command: tuple[str, ...], folder: Path | None, measurement: str | N
 
 
 def _measurement(text: str) -> bytes:
-    try:
-        measured = parse_hex(text)
-    except ValueError as error:
-        raise ConfigurationError(f"--measurement: {error}") from error
+    if not re.fullmatch(r"(?:[0-9a-f]{2})+", text):
+        raise ConfigurationError(
+            "--measurement: expected lower-case hexadecimal digits, two for each byte"
+        )
+    measured = bytes.fromhex(text)
     if len(measured) != _MEASUREMENT_BYTES:
         raise ConfigurationError(
             f"--measurement has {len(measured)} bytes", advice="a launch measurement has 48"

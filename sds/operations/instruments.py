@@ -201,10 +201,10 @@ class AgentInstruments(Instruments):
         serving: the observer for :class:`sds.serving.service.SecretService`.
     """
 
-    def __init__(self, *, clock: Clock, run_id: str | None = None) -> None:
+    def __init__(self, *, clock: Clock) -> None:
         super().__init__("agent", clock=clock)
         self.families = AgentFamilies(self.registry)
-        self.store = MeteredStore(self.families, run_id=run_id)
+        self.store = MeteredStore(self.families)
         self.serving = CountingObserver(self.families)
         self._reasons = Reasons(AUTHORITY)
         self._bundle_reasons = Reasons(BUNDLE_REASONS)

@@ -94,14 +94,11 @@ class Change:
 
 
 class SecretStore:
-    """The current secrets, and what each subscription may still use.
+    """The current secrets, and what each subscription may still use."""
 
-    Args:
-        run_id: makes versions unique between two runs of the agent; drawn where not given.
-    """
-
-    def __init__(self, *, run_id: str | None = None) -> None:
-        self._run_id = run_id if run_id is not None else secrets.token_hex(6)
+    def __init__(self) -> None:
+        self._run_id = secrets.token_hex(6)
+        """Makes versions unique between two runs of the agent."""
         self._counter = itertools.count(1)
         self._svids: dict[Identity, StoredSvid] = {}
         self._bundles: dict[TrustDomain, StoredBundle] = {}

@@ -48,7 +48,6 @@ _Value = TypeVar("_Value")
 
 _SIZE: Final = re.compile(r"(\d+)(|B|KiB|MiB|GiB)", re.ASCII)
 _SIZES: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_HEX: Final = re.compile(r"(?:[0-9a-f]{2})+", re.ASCII)
 _NUMBERS: Final = re.compile(r"[0-9.]+", re.ASCII)
 _MAX_DIGITS: Final = 12
 _NO_VALUE: Final = (
@@ -123,17 +122,6 @@ def parse_size(text: str) -> int:
     return int(matched[1]) * _SIZES[matched[2]]
 
 
-def parse_hex(text: str) -> bytes:
-    """Parse lower-case hexadecimal, two digits a byte.
-
-    Raises:
-        ValueError: it has another form.
-    """
-    if not _HEX.fullmatch(text):
-        raise ValueError("expected lower-case hexadecimal digits, two for each byte")
-    return bytes.fromhex(text)
-
-
 def text_field(parse: Callable[[str], _Value], *made: type[_Value]) -> Callable[[Any], _Value]:
     """Make a validator that accepts text only and fails with the texts of our own errors.
 
@@ -185,8 +173,6 @@ Duration = Annotated[
 """A positive duration, written as :func:`sds.rules.duration.parse_duration` says."""
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 """A positive number of bytes, written as a number or as :func:`parse_size` says."""
-HexBytes = Annotated[bytes, PlainValidator(text_field(parse_hex))]
-"""Bytes in lower-case hexadecimal."""
 SpiffeIdField = Annotated[
     SpiffeId,
     PlainValidator(text_field(SpiffeId.parse, SpiffeId)),

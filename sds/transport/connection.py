@@ -180,10 +180,10 @@ class Connection:
             stream.trailers = block
             self._streams.end_if_drained(stream)
 
-    def reset(self, number: int, code: ErrorCode) -> None:
+    def cancel(self, number: int) -> None:
         """End a stream at once; what waits on it is lost."""
         if self._streams.close(number):
-            self._streams.say_reset(number, code)
+            self._streams.say_reset(number, ErrorCode.CANCEL)
 
     def waits(self, number: int) -> bool:
         """Say whether something on this stream waits for the client's windows."""

@@ -358,7 +358,7 @@ class ServedConnection:
             self.abort()  # nothing that we say can reach the client
             return
         self._calls.finished(stream)
-        self._http2.reset(stream, ErrorCode.CANCEL)
+        self._http2.cancel(stream)
         self._flush()
         self.settle()
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support import serving
+from tests.support.intel import FMSPC, Intel
+from tests.support.publishers import Publishers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
 
 @pytest.fixture(params=["own", "grpc"])
@@ -22,3 +29,16 @@ def unused_address() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def intel() -> Intel:
+    return Intel()
+
+
+@pytest.fixture
+async def publishers(intel: Intel, tmp_path: Path) -> AsyncIterator[Publishers]:
+    """Imitations of the manufacturers' services, with Intel's collateral."""
+    made = Publishers.of_folder(intel.collateral(tmp_path / "made"), FMSPC.hex())
+    async with made.running():
+        yield made

@@ -35,7 +35,7 @@ from tests.support.publishers import Publishers
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
 REAL = "55d278a9-00806f050000-20250527-fd5a-8db8"
@@ -47,18 +47,6 @@ NAMES = {
     "pck-platform.crl",
     "root.crl",
 }
-
-
-@pytest.fixture(scope="module")
-def intel() -> Intel:
-    return Intel()
-
-
-@pytest.fixture
-async def publishers(intel: Intel, tmp_path: Path) -> AsyncIterator[Publishers]:
-    made = Publishers.of_folder(intel.collateral(tmp_path / "made"), FMSPC.hex())
-    async with made.running():
-        yield made
 
 
 def wanted(publishers: Publishers, intel: Intel) -> Wanted:

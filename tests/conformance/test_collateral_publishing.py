@@ -31,29 +31,22 @@ from tests.support.clock import PatientClock
 from tests.support.intel import FMSPC, NOW, Intel, damaged
 from tests.support.machines import NOW as AMD_NOW
 from tests.support.machines import crl, simulated
-from tests.support.publishers import Publishers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from sds.attestation.snp.simulated import SimulatedMachine
+    from tests.support.publishers import Publishers
 
 FLEET = int(os.environ.get("SDS_FLEET", "20"))
 """Agents; `SDS_FLEET` sets another number."""
 
 
-@pytest.fixture(scope="module")
-def intel() -> Intel:
-    return Intel()
-
-
 @pytest.fixture
-async def publishers(intel: Intel, tmp_path: Path) -> AsyncIterator[Publishers]:
-    made = Publishers.of_folder(intel.collateral(tmp_path / "made"), FMSPC.hex())
-    made.lists["genoa"] = crl(simulated(), 7, now=NOW)
-    async with made.running():
-        yield made
+def publishers(publishers: Publishers) -> Publishers:
+    publishers.lists["genoa"] = crl(simulated(), 7, now=NOW)
+    return publishers
 
 
 @contextlib.asynccontextmanager

@@ -23,11 +23,12 @@ from sds.pki import certificate_pem
 from tests.support.clock import FakeClock
 from tests.support.intel import FMSPC, NOW, Intel
 from tests.support.machines import crl, simulated
-from tests.support.publishers import Publishers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from datetime import datetime
+
+    from tests.support.publishers import Publishers
 
 DATA = ReportData(bytes(range(64)))
 TCB = "/tdx/certification/v4/tcb"
@@ -37,18 +38,6 @@ def clock_at(moment: datetime) -> FakeClock:
     clock = FakeClock()
     clock.wall = moment
     return clock
-
-
-@pytest.fixture(scope="module")
-def intel() -> Intel:
-    return Intel()
-
-
-@pytest.fixture
-async def publishers(intel: Intel, tmp_path: Path) -> AsyncIterator[Publishers]:
-    made = Publishers.of_folder(intel.collateral(tmp_path / "made"), FMSPC.hex())
-    async with made.running():
-        yield made
 
 
 def section(publishers: Publishers, intel: Intel, folder: Path) -> VerificationSection:

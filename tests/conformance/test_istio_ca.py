@@ -89,6 +89,18 @@ async def ask(settings: IstioSettings, *items: CertificateItem) -> Issuance:
         await authority.aclose()
 
 
+async def ask_as_node(authority: istio_ca.IstioCA, **over: object) -> Issuance:
+    """A node asks for the certificates of two of its pods."""
+    endpoint = await authority.start()
+    node = authority.folder / "node.token"
+    node.write_text(authority.mint(sub=istio_ca.NODE_AGENT) + "\n")
+    given = settings(endpoint, token=node, impersonate=True, **over)
+    try:
+        return await ask(given, item(OTHER), item(istio_ca.ACCOUNT))
+    finally:
+        await authority.stop()
+
+
 async def refusal(settings: IstioSettings, wanted: CertificateItem | None = None) -> AuthorityError:
     (outcome,) = (await ask(settings, wanted or item())).outcomes
     assert isinstance(outcome, AuthorityError), outcome
@@ -247,17 +259,7 @@ async def test_the_wrong_server_name_or_root_connects_to_nobody(
 
 async def test_a_trusted_node_account_gets_certificates_for_its_pods(tmp_path: Path) -> None:
     authority = istio_ca.IstioCA(folder=tmp_path)
-    endpoint = await authority.start()
-    node = tmp_path / "node.token"
-    node.write_text(authority.mint(sub=istio_ca.NODE_AGENT) + "\n")
-    try:
-        answer = await ask(
-            settings(endpoint, token=node, impersonate=True, cluster_id="east"),
-            item(OTHER),
-            item(istio_ca.ACCOUNT),
-        )
-    finally:
-        await authority.stop()
+    answer = await ask_as_node(authority, cluster_id="east")
     for outcome, uri in zip(answer.outcomes, (OTHER, istio_ca.ACCOUNT), strict=True):
         names = leaf_of(outcome).extensions.get_extension_for_class(x509.SubjectAlternativeName)
         assert names.value.get_values_for_type(x509.UniformResourceIdentifier) == [uri]
@@ -368,15 +370,7 @@ async def test_an_answer_that_is_none_costs_one_identity(tmp_path: Path, raw: by
     async def before(identity: str) -> bytes | None:
         return raw if identity == OTHER else None
 
-    authority = istio_ca.IstioCA(folder=tmp_path, before=before)
-    endpoint = await authority.start()
-    node = tmp_path / "node.token"
-    node.write_text(authority.mint(sub=istio_ca.NODE_AGENT))
-    given = settings(endpoint, token=node, impersonate=True)
-    try:
-        answer = await ask(given, item(OTHER), item(istio_ca.ACCOUNT))
-    finally:
-        await authority.stop()
+    answer = await ask_as_node(istio_ca.IstioCA(folder=tmp_path, before=before))
     garbled, good = answer.outcomes
     assert isinstance(garbled, AuthorityUnavailableError)
     assert "the answer of Istio's authority" in garbled.message
@@ -394,15 +388,7 @@ async def test_a_root_that_cannot_be_used_costs_one_identity(tmp_path: Path) -> 
         leaf = istio_ca._leaf(istio_ca.Issuer.make("root"), key, names, dt.timedelta(hours=1))
         return IstioCertificateResponse(cert_chain=[leaf, leaf]).SerializeToString()
 
-    authority = istio_ca.IstioCA(folder=tmp_path, before=before)
-    endpoint = await authority.start()
-    node = tmp_path / "node.token"
-    node.write_text(authority.mint(sub=istio_ca.NODE_AGENT))
-    try:
-        given = settings(endpoint, token=node, impersonate=True)
-        answer = await ask(given, item(OTHER), item(istio_ca.ACCOUNT))
-    finally:
-        await authority.stop()
+    answer = await ask_as_node(istio_ca.IstioCA(folder=tmp_path, before=before))
     bad, good = answer.outcomes
     assert isinstance(bad, AuthorityAnswerError)
     leaf_of(good)
@@ -419,15 +405,7 @@ async def test_a_batch_names_a_bounded_number_of_roots(tmp_path: Path) -> None:
         chain = [leaf, "".join(root.pem for root in roots)]
         return IstioCertificateResponse(cert_chain=chain).SerializeToString()
 
-    authority = istio_ca.IstioCA(folder=tmp_path, before=before)
-    endpoint = await authority.start()
-    node = tmp_path / "node.token"
-    node.write_text(authority.mint(sub=istio_ca.NODE_AGENT))
-    try:
-        given = settings(endpoint, token=node, impersonate=True)
-        answer = await ask(given, item(OTHER), item(istio_ca.ACCOUNT))
-    finally:
-        await authority.stop()
+    answer = await ask_as_node(istio_ca.IstioCA(folder=tmp_path, before=before))
     assert len(answer.roots) == 40
     (error,) = (one for one in answer.outcomes if not isinstance(one, IssuedChain))
     assert error.reason == "authority_roots"

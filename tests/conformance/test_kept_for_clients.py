@@ -309,7 +309,7 @@ def test_what_is_left_of_a_message_keeps_no_more_than_is_counted(left: int) -> N
     else:
         assert made.held - empty >= size
         assert left > size / 2
-    made.reset(1, frames.ErrorCode.CANCEL)
+    made.cancel(1)
     assert made.held <= empty + 72
 
 

@@ -7,13 +7,12 @@ for timers, not for sockets or threads.
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
-_T = TypeVar("_T")
+    from collections.abc import Callable, Coroutine
 
 
 class _Jumping(selectors.DefaultSelector):
@@ -39,7 +38,12 @@ class _VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._jumping.skipped
 
 
-def run(test: Coroutine[None, None, _T]) -> _T:
+def in_virtual_time(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
     """Run the test on such a loop."""
-    with asyncio.Runner(loop_factory=_VirtualTimeLoop) as runner:
-        return runner.run(test)
+
+    @functools.wraps(test)
+    def run() -> None:
+        with asyncio.Runner(loop_factory=_VirtualTimeLoop) as runner:
+            runner.run(test())
+
+    return run

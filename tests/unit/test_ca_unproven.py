@@ -5,29 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pytest
 
 from sds.ca.unproven_streams import Crowd, ReadingTurns
 from sds.transport.addresses import owner_of
-from tests.support import virtual_time
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
+from tests.support.virtual_time import in_virtual_time
 
 LEASE = 0.05
-
-
-def in_virtual_time(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
-    """How busy the machine is decides about no lease."""
-
-    @functools.wraps(test)
-    def run() -> None:
-        virtual_time.run(test())
-
-    return run
 
 
 @dataclass(eq=False)
@@ -116,18 +101,21 @@ async def test_nobody_is_told_to_go_while_nobody_waits() -> None:
     assert not second.ended
 
 
+async def reading(turns: ReadingTurns, order: list[Caller], caller: Caller) -> None:
+    """The caller waits for its turn and then reads until somebody ends it."""
+    async with turns.turn(caller):
+        order.append(caller)
+        while not caller.ended:
+            await asyncio.sleep(0.001)
+
+
 @in_virtual_time
 async def test_the_owner_that_reads_least_is_next_and_the_one_that_reads_most_gives_way() -> None:
     turns = ReadingTurns(2)
     greedy = [Caller("192.0.2.66") for _ in range(5)]
     honest = Caller("192.0.2.9")
     order: list[Caller] = []
-
-    async def read(caller: Caller) -> None:
-        async with turns.turn(caller):
-            order.append(caller)
-            while not caller.ended:
-                await asyncio.sleep(0.001)
+    read = functools.partial(reading, turns, order)
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(read(greedy[0]))
@@ -154,12 +142,7 @@ async def test_a_connection_with_streams_without_end_holds_up_no_other_of_its_ad
     greedy = [Caller(connection="greedy") for _ in range(20)]
     honest = Caller(connection="honest")
     order: list[Caller] = []
-
-    async def read(caller: Caller) -> None:
-        async with turns.turn(caller):
-            order.append(caller)
-            while not caller.ended:
-                await asyncio.sleep(0.001)
+    read = functools.partial(reading, turns, order)
 
     async with asyncio.TaskGroup() as tasks:
         for caller in [greedy[0], greedy[1], honest, *greedy[2:]]:

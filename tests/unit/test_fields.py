@@ -13,7 +13,6 @@ from sds.settings import yamlfile
 from sds.settings.field_types import (
     DnsNameField,
     Duration,
-    HexBytes,
     PathField,
     Settings,
     Size,
@@ -29,7 +28,6 @@ class Example(Settings):
     lifetime: Duration = timedelta(hours=1)
     limit: Size = 1024
     folder: PathField = Path("run")
-    digest: HexBytes = b""
     key_type: KeyType = KeyType.EC_P256
 
 
@@ -41,13 +39,13 @@ def test_values_are_the_domains_own_types() -> None:
     example = parse(
         "trust_domain: example.org\nspiffe_id: spiffe://example.org/web\n"
         "dns_names: [web.example.org]\nlifetime: 1h30m\nlimit: 64KiB\nfolder: /run/sds\n"
-        "digest: 00ff\nkey_type: rsa-2048\n"
+        "key_type: rsa-2048\n"
     )
     assert example.spiffe_id == SpiffeId.parse("spiffe://example.org/web")
     assert example.dns_names == ("web.example.org",)
     assert example.lifetime == timedelta(minutes=90)
     assert (example.limit, example.folder) == (65536, Path("/run/sds"))
-    assert (example.digest, example.key_type) == (b"\x00\xff", KeyType.RSA_2048)
+    assert example.key_type == KeyType.RSA_2048
 
 
 @pytest.mark.parametrize(
@@ -67,7 +65,6 @@ def test_values_are_the_domains_own_types() -> None:
         ("dns_names: [a.b, '*.c']", "dns_names[1]: DNS name '*.c' is not valid"),
         ("key_type: dsa", "key_type: expected 'ec-p256', 'ec-p384', 'rsa-2048'"),
         ("spiffe_id: a/b", "does not start with"),
-        ("digest: 0FF", "digest: expected lower-case hexadecimal"),
         ("folder: ''", "folder: expected a path, found the text ''"),
         ("folder: ~/sds", "folder: expected the whole path, because nothing here replaces ~ or"),
         ("folder: ~alice/sds", "nothing here replaces ~ or $NAME, found the text '~alice/sds'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from dataclasses import dataclass, field
@@ -15,14 +16,16 @@ from sds.workload.mapping import Decision, Matching
 from sds.workload.peer import Peer
 from sds.workload.recognition import LOOKS_A_TURN, Recogniser, Recognition, Rules
 from sds.workload.recognition_log import RecognitionLog
-from tests.support import virtual_time
 from tests.support.front_door import Keeper, rules
 from tests.support.turn_counter import turns
+from tests.support.virtual_time import in_virtual_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     import pytest
+
+    from sds.workload.entitlement import Entitlement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,40 +202,44 @@ class Slow(Fixed):
         return found
 
 
-def test_a_change_during_a_look_causes_another_look() -> None:
+@in_virtual_time
+async def test_a_change_during_a_look_causes_another_look() -> None:
     """It would be noticed at the next look otherwise, half a minute later."""
-
-    async def run() -> None:
-        attestor = Slow()
-        both = rules({"unix:uid": "7"}, {"unix:uid": "8"})
-        recogniser = Recogniser(attestors=[attestor], rules=both, keeper=Keeper())
-        recognition = Recognition(recogniser, caller())
-        following = asyncio.create_task(recognition.follow())
-        await attestor.began.wait()
-        attestor.facts = Facts(selectors=frozenset({Selector("unix:uid", "8")}))
-        recogniser.look_again()
-        attestor.answers.set()
-        await asyncio.sleep(recogniser.timing.recheck / 10)
-        entitlement = await recognition.entitlement()
-        assert [str(each.spiffe_id) for each in entitlement.current.identities] == [
-            "spiffe://example.org/r1"
-        ]
-        following.cancel()
-        recogniser.close()
-
-    virtual_time.run(run())
+    attestor = Slow()
+    both = rules({"unix:uid": "7"}, {"unix:uid": "8"})
+    recogniser = Recogniser(attestors=[attestor], rules=both, keeper=Keeper())
+    recognition = Recognition(recogniser, caller())
+    following = asyncio.create_task(recognition.follow())
+    await attestor.began.wait()
+    attestor.facts = Facts(selectors=frozenset({Selector("unix:uid", "8")}))
+    recogniser.look_again()
+    attestor.answers.set()
+    await asyncio.sleep(recogniser.timing.recheck / 10)
+    entitlement = await recognition.entitlement()
+    assert [str(each.spiffe_id) for each in entitlement.current.identities] == [
+        "spiffe://example.org/r1"
+    ]
+    following.cancel()
+    recogniser.close()
 
 
-def test_what_other_rules_take_away_meanwhile_is_not_given() -> None:
+@contextlib.asynccontextmanager
+async def following(recogniser: Recogniser) -> AsyncIterator[Entitlement]:
+    """A caller's entitlement, which follows what the attestors find and what the rules say."""
+    recognition = Recognition(recogniser, caller())
+    task = asyncio.create_task(recognition.follow())
+    yield await recognition.entitlement()
+    task.cancel()
+    recogniser.close()
+
+
+@in_virtual_time
+async def test_what_other_rules_take_away_meanwhile_is_not_given() -> None:
     """A certificate may take long, and the policy that granted it may have ended by then."""
-
-    async def run() -> None:
-        attestor, keeper = Fixed(), Keeper()
-        both = rules({"unix:uid": "7"}, {"unix:uid": "8"})
-        recogniser = Recogniser(attestors=[attestor], rules=both, keeper=keeper)
-        recognition = Recognition(recogniser, caller())
-        following = asyncio.create_task(recognition.follow())
-        entitlement = await recognition.entitlement()
+    attestor, keeper = Fixed(), Keeper()
+    both = rules({"unix:uid": "7"}, {"unix:uid": "8"})
+    recogniser = Recogniser(attestors=[attestor], rules=both, keeper=keeper)
+    async with following(recogniser) as entitlement:
         given: list[str] = []
         entitlement.listen(
             lambda: given.extend(str(each.spiffe_id) for each in entitlement.current.identities)
@@ -245,21 +252,14 @@ def test_what_other_rules_take_away_meanwhile_is_not_given() -> None:
         keeper.ready.set()
         await asyncio.sleep(recogniser.timing.recheck / 10)
         assert given == ["spiffe://example.org/new"]
-        following.cancel()
-        recogniser.close()
-
-    virtual_time.run(run())
 
 
-def test_a_right_that_ends_while_another_is_prepared_ends_at_once() -> None:
+@in_virtual_time
+async def test_a_right_that_ends_while_another_is_prepared_ends_at_once() -> None:
     """The authority may not give the other certificate for a long time, or ever."""
-
-    async def run() -> None:
-        attestor, keeper = Fixed(), Keeper()
-        recogniser = Recogniser(attestors=[attestor], rules=rules({"unix:uid": "7"}), keeper=keeper)
-        recognition = Recognition(recogniser, caller())
-        following = asyncio.create_task(recognition.follow())
-        entitlement = await recognition.entitlement()
+    attestor, keeper = Fixed(), Keeper()
+    recogniser = Recogniser(attestors=[attestor], rules=rules({"unix:uid": "7"}), keeper=keeper)
+    async with following(recogniser) as entitlement:
         keeper.ready.clear()
         recogniser.replace_rules(rules({"unix:uid": "7", "spiffe_id": "spiffe://example.org/new"}))
         await asyncio.sleep(1)
@@ -268,21 +268,14 @@ def test_a_right_that_ends_while_another_is_prepared_ends_at_once() -> None:
         await asyncio.sleep(recogniser.timing.replace / 10)
         ended.append(entitlement.ended)
         assert [one is None for one in ended] == [True, False]
-        following.cancel()
-        recogniser.close()
-
-    virtual_time.run(run())
 
 
-def test_a_right_that_ended_does_not_last_until_another_can_be_served() -> None:
+@in_virtual_time
+async def test_a_right_that_ended_does_not_last_until_another_can_be_served() -> None:
     """The authority may never give the other certificate, and something may change all the time."""
-
-    async def run() -> None:
-        attestor, keeper = Fixed(), Keeper()
-        recogniser = Recogniser(attestors=[attestor], rules=rules({"unix:uid": "7"}), keeper=keeper)
-        recognition = Recognition(recogniser, caller())
-        following = asyncio.create_task(recognition.follow())
-        entitlement = await recognition.entitlement()
+    attestor, keeper = Fixed(), Keeper()
+    recogniser = Recogniser(attestors=[attestor], rules=rules({"unix:uid": "7"}), keeper=keeper)
+    async with following(recogniser) as entitlement:
         keeper.ready.clear()
         recogniser.replace_rules(rules({"unix:uid": "7", "spiffe_id": "spiffe://example.org/new"}))
 
@@ -299,21 +292,14 @@ def test_a_right_that_ended_does_not_last_until_another_can_be_served() -> None:
         await busy(recogniser.timing.replace)
         assert has() == ["spiffe://example.org/new"]
         assert {str(each.spiffe_id) for each in keeper.kept} >= {"spiffe://example.org/new"}
-        following.cancel()
-        recogniser.close()
-
-    virtual_time.run(run())
 
 
-def test_other_names_of_the_same_identity_are_waited_for() -> None:
+@in_virtual_time
+async def test_other_names_of_the_same_identity_are_waited_for() -> None:
     """The rules still give the caller its SPIFFE ID, so an authority that is away takes nothing."""
-
-    async def run() -> None:
-        attestor, keeper = Fixed(), Keeper()
-        recogniser = Recogniser(attestors=[attestor], rules=rules({"unix:uid": "7"}), keeper=keeper)
-        recognition = Recognition(recogniser, caller())
-        following = asyncio.create_task(recognition.follow())
-        entitlement = await recognition.entitlement()
+    attestor, keeper = Fixed(), Keeper()
+    recogniser = Recogniser(attestors=[attestor], rules=rules({"unix:uid": "7"}), keeper=keeper)
+    async with following(recogniser) as entitlement:
         before = entitlement.current.identities
         keeper.ready.clear()
         longer = dataclasses.replace(
@@ -325,29 +311,22 @@ def test_other_names_of_the_same_identity_are_waited_for() -> None:
         keeper.ready.set()
         await asyncio.sleep(2 * recogniser.timing.replace)
         assert entitlement.current.identities != before
-        following.cancel()
-        recogniser.close()
-
-    virtual_time.run(run())
 
 
-def test_a_right_that_no_rule_can_give_ends_though_facts_are_unknown() -> None:
+@in_virtual_time
+async def test_a_right_that_no_rule_can_give_ends_though_facts_are_unknown() -> None:
     """They may be unknown by the caller's own doing, or for as long as an outage lasts."""
-
-    async def run() -> None:
-        attestor, keeper = Fixed(), Keeper()
-        template = {"unix:gid": "*", "spiffe_id": "spiffe://example.org/{gid}"}
-        recogniser = Recogniser(
-            attestors=[attestor],
-            rules=rules({"unix:uid": "7"}, template, matching=Matching.ALL),
-            keeper=keeper,
-        )
-        attestor.facts = Facts(
-            selectors=frozenset({Selector("unix:uid", "7"), Selector("unix:gid", "r9")})
-        )
-        recognition = Recognition(recogniser, caller())
-        following = asyncio.create_task(recognition.follow())
-        entitlement = await recognition.entitlement()
+    attestor, keeper = Fixed(), Keeper()
+    template = {"unix:gid": "*", "spiffe_id": "spiffe://example.org/{gid}"}
+    recogniser = Recogniser(
+        attestors=[attestor],
+        rules=rules({"unix:uid": "7"}, template, matching=Matching.ALL),
+        keeper=keeper,
+    )
+    attestor.facts = Facts(
+        selectors=frozenset({Selector("unix:uid", "7"), Selector("unix:gid", "r9")})
+    )
+    async with following(recogniser) as entitlement:
 
         async def then(*matches: dict[str, str]) -> list[str]:
             recogniser.replace_rules(rules(*matches, matching=Matching.ALL))
@@ -363,10 +342,6 @@ def test_a_right_that_no_rule_can_give_ends_though_facts_are_unknown() -> None:
         assert await then(first, template) == ["r0", "r9"], "an outage takes nothing away"
         assert await then(first) == ["r0"]
         assert await then({"unix:uid": "7", "spiffe_id": "spiffe://example.org/r7"}) == []
-        following.cancel()
-        recogniser.close()
-
-    virtual_time.run(run())
 
 
 class Hashing(Fixed):

@@ -136,13 +136,13 @@ def read_pcrs(tpm: Tpm, bank: Bank) -> dict[int, bytes]:
     )
 
 
-def extend_pcr(tpm: Tpm, pcr: int, algorithm: Algorithm, digest: bytes) -> None:
-    """Run TPM2_PCR_Extend (section 22.2) on one bank; this stays until the next boot."""
+def extend_pcr(tpm: Tpm, pcr: int, digest: bytes) -> None:
+    """Run TPM2_PCR_Extend (section 22.2) on the SHA-256 bank; this stays until the next boot."""
     tpm.execute(
         0x182,
         handles=(pcr,),
         authorizations=(None,),
-        parameters=struct.pack(">IH", 1, algorithm) + digest,
+        parameters=struct.pack(">IH", 1, Algorithm.SHA256) + digest,
     )
 
 

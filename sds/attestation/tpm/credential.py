@@ -59,16 +59,12 @@ def _seed(endorsement: AttestationKey) -> tuple[bytes, bytes]:
     size = (endorsement.curve.key_size + 7) // 8
     shared = ours.exchange(ec.ECDH(), endorsement)
     x, y = point.x.to_bytes(size, "big"), point.y.to_bytes(size, "big")
-    seed = _kdf_e(shared, _IDENTITY, x, theirs.x.to_bytes(size, "big"))
-    return seed, sized(x) + sized(y)
+    # KDFe with SHA-256 and one block (Part 1, section 11.4.10.3; SP 800-56A).
+    message = b"\0\0\0\1" + shared + _IDENTITY + x + theirs.x.to_bytes(size, "big")
+    return hashlib.sha256(message).digest(), sized(x) + sized(y)
 
 
 def _kdf_a(key: bytes, label: bytes, context: bytes, bits: int) -> bytes:
     """Compute KDFa with SHA-256, one block (Part 1, 11.4.10.2; SP 800-108, counter mode)."""
     message = b"\0\0\0\1" + label + b"\0" + context + bits.to_bytes(4, "big")
     return hmac.digest(key, message, "sha256")[: bits // 8]
-
-
-def _kdf_e(shared: bytes, label: bytes, ours: bytes, theirs: bytes) -> bytes:
-    """Compute KDFe with SHA-256 and one block (Part 1, section 11.4.10.3; SP 800-56A)."""
-    return hashlib.sha256(b"\0\0\0\1" + shared + label + ours + theirs).digest()

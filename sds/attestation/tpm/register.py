@@ -57,7 +57,7 @@ class PcrRegister:
         """
         try:
             with open_tpm(self._device) as tpm:
-                commands.extend_pcr(tpm, self._pcr, Algorithm.SHA256, event)
+                commands.extend_pcr(tpm, self._pcr, event)
         except EvidenceError as error:
             raise self._failure("extended", error) from error
 

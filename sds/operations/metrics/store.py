@@ -36,14 +36,8 @@ MAX_IDENTITIES: Final = 200
 class MeteredStore(SecretStore):
     """A store that times deliveries; ``timer`` gives monotonic seconds."""
 
-    def __init__(
-        self,
-        families: AgentFamilies,
-        *,
-        run_id: str | None = None,
-        timer: Callable[[], float] = stopwatch,
-    ) -> None:
-        super().__init__(run_id=run_id)
+    def __init__(self, families: AgentFamilies, *, timer: Callable[[], float] = stopwatch) -> None:
+        super().__init__()
         self._families = families
         self._timer = timer
         self._changed: dict[ResourceKey, tuple[Version, float]] = {}

@@ -43,14 +43,13 @@ _TEMPLATE: Final = Environment(
 ).from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
 
 
-def page(state: AgentState, *, nonce: str, refresh_seconds: int = 5) -> str:
+def page(state: AgentState, *, nonce: str) -> str:
     """Render the whole document; ``nonce`` admits our style sheet to the page's own policy."""
     identities = sorted(state.identities, key=lambda i: (i.remaining(state.now), i.spiffe_id))
     clients = sorted(state.clients, key=lambda c: (c.workload, c.node))
     return _TEMPLATE.render(
         state=state,
         nonce=nonce,
-        refresh_seconds=refresh_seconds,
         style=Markup(STYLE),  # noqa: S704  our own constant
         readiness="ready" if state.readiness.ready else "not ready",
         tiles=(

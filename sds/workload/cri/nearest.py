@@ -35,12 +35,12 @@ def compared(seen: Sequence[str], pods: Iterable[PodContents]) -> tuple[str, ...
         if lines[:1] == tuple(seen[:1])
     ]
     if not near:
-        return ("# no list has the lines of a container of this name", *_marked("  ", seen))
+        return ("# no list has the lines of a container of this name", *_unmarked(seen))
     _, pod, listed = min(near, key=lambda each: each[0])
     missing, more = Counter(listed) - Counter(seen), Counter(seen) - Counter(listed)
     if not missing and not more:
         order = "" if tuple(seen) == tuple(listed) else ", in another order"
-        return (f"# as listed for pod {pod.name or pod.digest}{order}", *_marked("  ", seen))
+        return (f"# as listed for pod {pod.name or pod.digest}{order}", *_unmarked(seen))
     lines = [f"# compared with the list {pod.digest}"]
     for line in listed:
         if missing[line]:
@@ -57,5 +57,5 @@ def _distance(seen: Sequence[str], listed: Sequence[str]) -> int:
     return (one - two).total() + (two - one).total()
 
 
-def _marked(mark: str, lines: Iterable[str]) -> Iterable[str]:
-    return (mark + line for line in lines)
+def _unmarked(lines: Iterable[str]) -> Iterable[str]:
+    return ("  " + line for line in lines)
