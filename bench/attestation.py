@@ -31,7 +31,7 @@ from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.authority.attested import AttestedAuthority, AuthoritySettings
-from sds.ca.registration import ITEMS_A_TURN, Accepted, AttestedPeer, RegistrationAuthority
+from sds.ca.registration import ITEMS_A_TURN, Accepted, RegistrationAuthority
 from sds.ca.signers import SigningState
 from sds.clock import SystemClock
 from sds.exchange.item import IssuedChain
@@ -320,7 +320,7 @@ async def signing() -> None:
         items=[item_message(item) for item in wishes],
         signer=signer,
         roots=roots,
-        peer=AttestedPeer(name="bench"),
+        peer="bench",
     )
     began = time.process_time()
     for _ in range(3):

@@ -53,21 +53,25 @@ _LOGGER = logging.getLogger(__name__)
 class Verification:
     """Verifies the other side's evidence, and follows the files that this needs.
 
+    Attributes:
+        section: the configuration.
+        roots: the DER of the configured roots, of every kind.
+        certificates: the DER of the configured issuers.
+
     Raises:
         ConfigurationError: a root, list, certificate or document cannot be read or used.
     """
 
     def __init__(self, section: VerificationSection, *, clock: Clock | None = None) -> None:
-        self._section = section
+        self.section = section
         self._clock = clock or SystemClock()
-        roots = _certificates(section.trusted_roots)
+        self.roots = roots = _certificates(section.trusted_roots)
         if roots:
             _LOGGER.warning(
                 "roots of SIMULATED machines are trusted: evidence under them proves nothing",
                 extra={"roots": [str(path) for path in section.trusted_roots]},
             )
-        self._helpers = _certificates(section.certificates)
-        self._roots = roots
+        self.certificates = _certificates(section.certificates)
         self.files = FollowedFiles(
             Places(
                 revocation_lists=section.revocation_lists,
@@ -77,7 +81,7 @@ class Verification:
                 any_recovery=section.fetch is not None
                 and section.fetch.tcb_evaluation_data_number is not None,
                 roots=roots,
-                certificates=self._helpers,
+                certificates=self.certificates,
             ),
             clock=self._clock,
         )
@@ -91,7 +95,7 @@ class Verification:
 
     def _is_missed(self) -> bool:
         """Say whether evidence is refused now because collateral is missing or has expired."""
-        now, fetch = self._clock.now().wall, self._section.fetch
+        now, fetch = self._clock.now().wall, self.section.fetch
         files = self.files.current
         # What one manufacturer published does not help with the evidence of the other.
         lost = files.amd_error is not None or files.intel.lists_error is not None
@@ -110,21 +114,6 @@ class Verification:
             0 if self.refresher is None else self.refresher.failures,
         )
 
-    @property
-    def section(self) -> VerificationSection:
-        """Return the configuration."""
-        return self._section
-
-    @property
-    def certificates(self) -> tuple[bytes, ...]:
-        """Return the DER of the configured issuers."""
-        return self._helpers
-
-    @property
-    def roots(self) -> tuple[bytes, ...]:
-        """Return the DER of the configured roots, of every kind."""
-        return self._roots
-
     def tasks(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
         """Return name and function of each task that follows or fills the files.
 
@@ -134,8 +123,8 @@ class Verification:
         found: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         if self.files.any:
             found.append(("verification-files", self.files.follow))
-        if self.refresher is not None and self._section.collateral is not None:
-            _make_folder(self._section.collateral)
+        if self.refresher is not None and self.section.collateral is not None:
+            _make_folder(self.section.collateral)
             found.append(("collateral", self.refresher.run))
         return found
 
@@ -146,9 +135,9 @@ class Verification:
             values: reference values to use instead of the section's (a signed policy's).
         """
         demands = Demands(
-            values=self._section.reference_values if values is None else values,
-            roots=self._roots,
-            certificates=self._helpers,
+            values=self.section.reference_values if values is None else values,
+            roots=self.roots,
+            certificates=self.certificates,
             files=lambda: self.files.current,
         )
         try:

@@ -57,13 +57,6 @@ ITEMS_A_TURN: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttestedPeer:
-    """Where a request came from; it is only recorded and decides nothing."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
     """A request whose evidence was accepted.
 
@@ -73,7 +66,7 @@ class Accepted:
         items: the requested items, each still to be decided.
         signer: signs all of them.
         roots: the trust bundle at that moment.
-        peer: where it came from.
+        peer: where it came from; it is only recorded and decides nothing.
     """
 
     claims: Claims
@@ -81,7 +74,7 @@ class Accepted:
     items: Sequence[ca_pb2.Item]
     signer: Signer
     roots: tuple[bytes, ...]
-    peer: AttestedPeer
+    peer: str
 
 
 class RegistrationAuthority:
@@ -143,7 +136,7 @@ class RegistrationAuthority:
                 reason="batch_too_large",
             )
 
-    def accept(self, request: ca_pb2.CertificateRequest, peer: AttestedPeer) -> Accepted:
+    def accept(self, request: ca_pb2.CertificateRequest, peer: str) -> Accepted:
         """Run checks 4 and 5 of a request whose nonce was redeemed: policy, then evidence.
 
         An agent whose policy is behind is told so, and gets the newer policy, only after its
@@ -209,7 +202,7 @@ class RegistrationAuthority:
         return results
 
     def issue_attested_csr(
-        self, request: ca_pb2.AttestedCsr, peer: AttestedPeer
+        self, request: ca_pb2.AttestedCsr, peer: str
     ) -> tuple[Accepted, ca_pb2.ItemResult]:
         """Issue for a CSR that carries its own evidence; its nonce was redeemed.
 
@@ -254,10 +247,10 @@ class RegistrationAuthority:
             error.digest = evidence.digest
             raise
 
-    def refused(self, peer: AttestedPeer, error: SdsError) -> None:
+    def refused(self, peer: str, error: SdsError) -> None:
         """Record that a whole request was refused; a question to the attester is no refusal."""
         if isinstance(error, EvidenceError) and error.challenge:
-            _LOGGER.debug("asked for a proof", extra={"reason": error.reason, "peer": peer.name})
+            _LOGGER.debug("asked for a proof", extra={"reason": error.reason, "peer": peer})
             return
         self._journal.append(
             at=self._clock.now().wall,
@@ -266,7 +259,7 @@ class RegistrationAuthority:
             policy_epoch=self._policy.epoch,
             evidence=error.digest if isinstance(error, EvidenceError) else "",
             measurement="",
-            peer=peer.name,
+            peer=peer,
             message=str(error),
         )
 
@@ -342,7 +335,7 @@ class RegistrationAuthority:
             policy_epoch=self._policy.epoch,
             evidence=accepted.evidence,
             measurement=accepted.claims.measurement,
-            peer=accepted.peer.name,
+            peer=accepted.peer,
             serial=f"{certificate.serial_number:x}",
             not_after=certificate.not_valid_after_utc,
         )
@@ -358,7 +351,7 @@ class RegistrationAuthority:
             policy_epoch=self._policy.epoch,
             evidence=accepted.evidence,
             measurement=accepted.claims.measurement,
-            peer=accepted.peer.name,
+            peer=accepted.peer,
             message=str(error),
         )
         return wire.item_refusal_to_wire(error)

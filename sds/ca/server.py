@@ -22,7 +22,6 @@ from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca.issuing_turns import IssuingTurns
 from sds.ca.machine_shares import MachineShares, machine_of
 from sds.ca.observer import TimedContext
-from sds.ca.registration import Accepted, AttestedPeer, RegistrationAuthority
 from sds.ca.unproven_streams import Crowd, ReadingTurns
 from sds.clock import stopwatch
 from sds.errors import CallEndedError, RefusedError, SdsError
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from sds.attestation.evidence import Claims
     from sds.ca.connections import KnownConnection
     from sds.ca.own_evidence import Prover
+    from sds.ca.registration import Accepted, RegistrationAuthority
     from sds.clock import Clock
     from sds.exchange.challenge import AuthorityStatement, NonceTable, StreamNonces
     from sds.transport.call import Call
@@ -86,7 +86,7 @@ class _Stream:
     ``read_bytes`` count what it sent before evidence of a ``machine`` was accepted on it.
     """
 
-    peer: AttestedPeer
+    peer: str
     context: Call
     connection: KnownConnection
     nonces: StreamNonces
@@ -171,7 +171,7 @@ class ExchangeService:
         try:
             async with asyncio.timeout(self._limits.hello_seconds) as timeout:
                 stream = _Stream(
-                    AttestedPeer(name=context.peer()),
+                    context.peer(),
                     context,
                     context.caller(),
                     self._nonces.open(),
@@ -239,7 +239,7 @@ class ExchangeService:
             except BaseException as error:  # the boundary between one stream and the others
                 if not ends_one_thing(error):
                     raise
-                report("authority stream", error, peer=stream.peer.name)
+                report("authority stream", error, peer=stream.peer)
                 self._registration.refused(stream.peer, SdsError("a fault of the authority"))
                 await context.abort(grpc.StatusCode.INTERNAL, "a fault of the authority")
             del data  # nothing of both counts for anybody while this waits for the next message
@@ -364,10 +364,6 @@ class ExchangeService:
                 one.end()
 
 
-def _tell_nobody(_seconds: float) -> None:
-    """Do nothing: nobody listens."""
-
-
 def handler(
     service: ExchangeService, answered: Callable[[float], None] | None = None
 ) -> grpc.GenericRpcHandler:
@@ -377,12 +373,12 @@ def handler(
         service: answers the messages.
         answered: is told how many seconds each message waited for its answer.
     """
-    told = answered if answered is not None else _tell_nobody
 
-    async def timed(requests: Any, context: Any) -> None:
-        await service.exchange(requests, cast("Any", TimedContext(context, told, stopwatch)))
+    async def exchange(requests: Any, context: Any) -> None:
+        if answered is not None:
+            context = TimedContext(context, answered, stopwatch)
+        await service.exchange(requests, context)
 
-    exchange = service.exchange if answered is None else timed
     return grpc.method_handlers_generic_handler(
         wire.SERVICE, {"Exchange": grpc.stream_stream_rpc_method_handler(exchange)}
     )

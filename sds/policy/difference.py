@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sds.rules.pattern import format_spiffe_pattern
+from sds.rules.pattern import format_spiffe_pattern, format_spiffe_patterns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from pydantic import BaseModel
 
@@ -36,34 +36,25 @@ def differences(old: PolicyDocument, new: PolicyDocument) -> list[str]:
     for name in ("nodes", "workloads"):
         one = {item.name: item for item in getattr(old, name)}
         two = {item.name: item for item in getattr(new, name)}
-        lines += _limited(name, _named(name, one, two))
+        lines += _named(name, one, two)
         if [key for key in one if key in two] != [key for key in two if key in one]:
             lines.append(f"{name}: the order of the entries changes")
     lines += _limited("limits", _fields("limits", old.limits, new.limits))
-    lines += _limited(
+    lines += _named(
         "services",
-        _named(
-            "services",
-            {name: _patterns(globs) for name, globs in old.services.items()},
-            {name: _patterns(globs) for name, globs in new.services.items()},
-        ),
+        {name: format_spiffe_patterns(globs) for name, globs in old.services.items()},
+        {name: format_spiffe_patterns(globs) for name, globs in new.services.items()},
     )
-    lines += _limited(
+    lines += _named(
         "federation",
-        _named(
-            "federation",
-            {str(domain.trust_domain): domain for domain in old.federation},
-            {str(domain.trust_domain): domain for domain in new.federation},
-        ),
+        {str(domain.trust_domain): domain for domain in old.federation},
+        {str(domain.trust_domain): domain for domain in new.federation},
     )
     lines += _limited("allow", _allow(old, new))
-    lines += _limited(
+    lines += _named(
         "pods",
-        _named(
-            "pods",
-            {f"{pod.name} {pod.digest}": pod for pod in old.pods},
-            {f"{pod.name} {pod.digest}": pod for pod in new.pods},
-        ),
+        {f"{pod.name} {pod.digest}": pod for pod in old.pods},
+        {f"{pod.name} {pod.digest}": pod for pod in new.pods},
     )
     return lines
 
@@ -135,7 +126,7 @@ def _named(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
                 lines += _changed(f"{what}: {name}", old[name], new[name])
             else:
                 lines += _fields(f"{what}: {name}", old[name], new[name])
-    return lines
+    return _limited(what, lines)
 
 
 def _fields(what: str, old: BaseModel, new: BaseModel) -> list[str]:
@@ -170,10 +161,6 @@ def _field(what: str, old: Any, new: Any) -> list[str]:
 
 def _changed(what: str, old: str, new: str) -> list[str]:
     return [] if old == new else [f"{what}: {old} becomes {new}"]
-
-
-def _patterns(globs: Iterable[Any]) -> str:
-    return ", ".join(format_spiffe_pattern(glob) for glob in globs)
 
 
 def _text(value: Any) -> str:

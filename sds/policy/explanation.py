@@ -18,7 +18,7 @@ from sds.policy.normal_path import normalized_path
 from sds.policy.requests import matches_any
 from sds.rules.duration import format_duration
 from sds.rules.glob import text_matches
-from sds.rules.pattern import format_spiffe_pattern, spiffe_parts
+from sds.rules.pattern import format_spiffe_pattern, format_spiffe_patterns, spiffe_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +143,7 @@ def explain_service(document: PolicyDocument, source: SpiffeId, service: str) ->
     if behind is None:
         because = [f"services: does not know {service!r}"]
     else:
-        because = [f"services: {service} is {_patterns(behind)}"]
+        because = [f"services: {service} is {format_spiffe_patterns(behind)}"]
         because += [f"may be reached: {format_spiffe_pattern(glob)}" for glob in reachable]
         if not reachable:
             because.append("no rule under `allow` lets it reach any of them")
@@ -213,7 +213,7 @@ def explain_node(
         )
     except RefusedError as error:
         near = [
-            f"nodes: {group.name} grants {_patterns(grant.spiffe_ids)}, "
+            f"nodes: {group.name} grants {format_spiffe_patterns(grant.spiffe_ids)}, "
             f"DNS names {describe_dns(grant)}"
             for group in document.nodes
             for grant in group.grants
@@ -266,12 +266,8 @@ def _any(globs: list[Glob], name: tuple[str, ...]) -> bool:
     return any(glob.matches(name) for glob in globs)
 
 
-def _patterns(globs: Sequence[Glob]) -> str:
-    return ", ".join(format_spiffe_pattern(glob) for glob in globs)
-
-
 def _rule(rule: AllowRule) -> str:
-    return f"from {_patterns(rule.from_)} to {_patterns(rule.to)}"
+    return f"from {format_spiffe_patterns(rule.from_)} to {format_spiffe_patterns(rule.to)}"
 
 
 def _some(lines: list[str]) -> list[str]:

@@ -289,6 +289,7 @@ def offer(
     refusals: list[PolicyError] = []
     retry_at: datetime | None = None
     retry_before: datetime | None = None
+    taken: AdmittedPolicy | None = None
     for candidate in candidates:
         policy = candidate.policy
         if state.policy is not None and policy.epoch == state.policy.epoch:
@@ -297,7 +298,7 @@ def offer(
         try:
             _check_alone(policy, candidates)
             floor = max(state.min_epoch, candidate.state.trusted_since)
-            admitted = admit(policy, seen=state.seen, now=now, min_epoch=floor)
+            taken = admit(policy, seen=state.seen, now=now, min_epoch=floor)
         except PolicyError as error:
             refusals.append(error)
             if error.retriable and (retry_at is None or policy.not_before < retry_at):
@@ -305,19 +306,14 @@ def offer(
             if error.reason == "policy_expired":
                 retry_before = max(policy.not_after, retry_before or policy.not_after)
             continue
-        taken = replace(candidate.state, seen=policy.epoch, policy=admitted)
+        state = replace(candidate.state, seen=policy.epoch, policy=taken)
         if policy.successors is not None:
             # It may name the present signers again; earlier links to others are then over.
-            taken = replace(taken, trusted_since=policy.epoch.number)
-        return taken, OfferOutcome(
-            taken=admitted,
-            refusal=_first([*refusals, *errors]),
-            retry_at=retry_at,
-            retry_before=retry_before,
-            verified=verified,
-        )
+            state = replace(state, trusted_since=policy.epoch.number)
+        break
     return state, OfferOutcome(
-        refusal=_first([*refusals, *errors]),
+        taken=taken,
+        refusal=next(iter([*refusals, *errors]), None),
         retry_at=retry_at,
         retry_before=retry_before,
         verified=verified,
@@ -367,10 +363,6 @@ def _remembered(policy: Policy) -> VerifiedBefore:
         not_after=policy.not_after,
         successors=policy.successors,
     )
-
-
-def _first(errors: list[PolicyError]) -> PolicyError | None:
-    return errors[0] if errors else None
 
 
 def _check_alone(policy: Policy, candidates: Sequence[_Candidate]) -> None:

@@ -165,19 +165,6 @@ def admit(
     return AdmittedPolicy(policy)
 
 
-def verify(
-    signed: SignedPolicy,
-    *,
-    trusted: TrustedKeys,
-    trust_domain: TrustDomain,
-    now: datetime,
-    seen: Epoch | None = None,
-) -> AdmittedPolicy:
-    """Run all checks; see :func:`authenticate` and :func:`admit`."""
-    policy = authenticate(signed, trusted=trusted, trust_domain=trust_domain)
-    return admit(policy, seen=seen, now=now)
-
-
 def check_epoch(offered: Epoch, seen: Epoch | None) -> None:
     """Check 7: see :func:`admit`."""
     if seen is None:

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sds.errors import IdentityError
 from sds.identity import SpiffeId, parse_dns_name, parse_trust_domain
 from sds.rules.glob import Glob, has_star
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _SCHEME: Final = "spiffe://"
 _REST: Final = "**"
@@ -70,6 +73,11 @@ def parse_spiffe_pattern(text: str) -> Glob:
 def format_spiffe_pattern(glob: Glob) -> str:
     """Return the pattern as text; :func:`parse_spiffe_pattern` gives the same pattern back."""
     return _SCHEME + "/".join((*glob.parts, _REST) if glob.rest else glob.parts)
+
+
+def format_spiffe_patterns(globs: Iterable[Glob]) -> str:
+    """Return patterns as text, for people."""
+    return ", ".join(map(format_spiffe_pattern, globs))
 
 
 def spiffe_regex(glob: Glob) -> str:

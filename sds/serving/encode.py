@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 from datetime import timedelta
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from envoy.extensions.transport_sockets.tls.v3 import (
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from envoy.type.matcher.v3 import regex_pb2
 
-    from sds.identity import TrustDomain
     from sds.secrets.store import TrustBundle
     from sds.serving.peer_policy import SanMatcher
     from sds.serving.subscription import Receipt
@@ -44,12 +44,12 @@ class Resource:
 
     Args:
         receipt: the name, version and parts.
-        secret: the encoded message.
+        secret: the encoded message, including a private key if it has one.
         type_url: the type of the message.
         ttl: how long the client may use it without a heartbeat; None means forever.
     """
 
-    __slots__ = ("_delta", "_secret", "_sotw", "receipt", "ttl", "type_url")
+    __slots__ = ("_delta", "_sotw", "receipt", "secret", "ttl", "type_url")
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Resource:
         self.receipt = receipt
         self.type_url = type_url
         self.ttl = ttl
-        self._secret = secret
+        self.secret = secret
         self._sotw: bytes | None = None
         self._delta: bytes | None = None
 
@@ -71,14 +71,9 @@ class Resource:
         return f"Resource({self.receipt.name!r}, {self.receipt.version!r})"
 
     @property
-    def secret(self) -> bytes:
-        """Return the encoded message, including a private key if it has one."""
-        return self._secret
-
-    @property
     def size(self) -> int:
         """Return the length of the encoded message in bytes."""
-        return len(self._secret)
+        return len(self.secret)
 
     @property
     def any(self) -> bytes:
@@ -86,7 +81,7 @@ class Resource:
 
         With a TTL it is wrapped in an ``envoy.service.discovery.v3.Resource`` (xDS, "TTL").
         """
-        message = _any(self.type_url, self._secret)
+        message = _any(self.type_url, self.secret)
         if self.ttl is None:
             return message
         receipt = self.receipt
@@ -115,7 +110,7 @@ class Resource:
                     receipt.name,
                     receipt.version,
                     self.ttl,
-                    resource=_any(self.type_url, self._secret),
+                    resource=_any(self.type_url, self.secret),
                 ),
             )
         return self._delta
@@ -247,7 +242,7 @@ def spiffe_validator(
     """
     secret = secret_pb2.Secret(name=name)
     config = tls_spiffe_validator_config_pb2.SPIFFECertValidatorConfig()
-    for bundle in sorted(bundles, key=_domain):
+    for bundle in sorted(bundles, key=attrgetter("trust_domain")):
         domain = config.trust_domains.add(name=bundle.trust_domain)
         domain.trust_bundle.inline_bytes = pem(bundle.roots)
     custom = secret.validation_context.custom_validator_config
@@ -297,10 +292,6 @@ def set_regex(matcher: regex_pb2.RegexMatcher, regex: str) -> None:
     matcher.regex = regex
     if len(regex) > _SHORT_REGEX:
         matcher.google_re2.max_program_size.value = 16 * len(regex)
-
-
-def _domain(bundle: TrustBundle) -> TrustDomain:
-    return bundle.trust_domain
 
 
 def _add_matchers(secret: secret_pb2.Secret, matchers: Iterable[SanMatcher] | None) -> None:

@@ -71,7 +71,7 @@ class GenericSecretFiles:
         self._problems = Problems()
         """Why a file cannot be used, as it was logged last."""
         self._reading = {
-            key: threads.Lone("generic-secret", functools.partial(_read_place, key, path))
+            key: threads.Lone("generic-secret", functools.partial(_read, key, path))
             for key, path in self._places().items()
         }
         for workload, named in files.items():
@@ -98,12 +98,7 @@ class GenericSecretFiles:
         Raises:
             ConfigurationError: as in the constructor; nothing has changed then.
         """
-        return self._take(
-            {
-                (workload, name): _read(path, name=name, workload=workload)
-                for (workload, name), path in self._places().items()
-            }
-        )
+        return self._take({key: _read(key, path) for key, path in self._places().items()})
 
     def notices(self) -> tuple[str, ...]:
         """Return which files cannot be used now, so that their earlier values are served."""
@@ -177,13 +172,9 @@ class GenericSecretFiles:
         return changed
 
 
-def _read_place(key: _Key, path: Path) -> SecretBytes:
-    workload, name = key
-    return _read(path, name=name, workload=workload)
-
-
-def _read(path: Path, *, name: str, workload: str) -> SecretBytes:
+def _read(key: _Key, path: Path) -> SecretBytes:
     """Return the file's content; an error names the field of the configuration."""
+    workload, name = key
     try:
         return read_memory_file(path)
     except ConfigurationError as error:

@@ -35,7 +35,7 @@ def read_cgroup(peer: Peer) -> str:
         CgroupError: the file cannot be read.
     """
     try:
-        return _read(peer.pid)
+        return read_cgroup_of(peer.pid)
     except OSError as error:
         peer.check()
         raise CgroupError(
@@ -52,7 +52,11 @@ def read_cgroup_of(pid: int) -> str:
     Raises:
         OSError: there is no such process, or it cannot be read.
     """
-    return _read(pid)
+    with open(f"/proc/{pid}/cgroup", "rb", buffering=0) as file:  # noqa: PTH123  no buffer
+        text = b""
+        while len(text) <= MOST_CHARACTERS and (more := file.read(MOST_CHARACTERS)):
+            text += more
+    return text.decode("utf-8", "replace")
 
 
 def pod_roots(
@@ -73,7 +77,7 @@ def pod_roots(
     """
     try:
         return PodRoots.of(
-            _read(1),
+            read_cgroup_of(1),
             inside=bool(environment.get(_IN_A_POD)),
             cgroup_root=cgroup_root,
             runtime_cgroup=runtime_cgroup,
@@ -84,11 +88,3 @@ def pod_roots(
             advice="run the agent in the node's PID namespace (hostPID: true), and with a /proc "
             "that shows its first process (hidepid)",
         ) from error
-
-
-def _read(pid: int) -> str:
-    with open(f"/proc/{pid}/cgroup", "rb", buffering=0) as file:  # noqa: PTH123  no buffer
-        text = b""
-        while len(text) <= MOST_CHARACTERS and (more := file.read(MOST_CHARACTERS)):
-            text += more
-    return text.decode("utf-8", "replace")

@@ -13,10 +13,10 @@ import pytest
 
 from sds.errors import ConfigurationError, PolicyError
 from sds.policy.envelope import SignedPolicy
-from sds.policy.trust import verify
+from sds.policy.trust import authenticate
 from sds.policy.yaml_document import parse_source
 from sds.settings import yamlfile
-from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting, yaml_bytes
+from tests.support.policies import DOMAIN, Signatory, document, sign, trusting, yaml_bytes
 
 if TYPE_CHECKING:
     from sds.policy.threshold import TrustedKeys
@@ -29,7 +29,7 @@ DOCUMENT = document(7, allow=[{"from": f"{S}/a", "to": f"{S}/b"}])
 
 def harmless(signed: SignedPolicy, trusted: TrustedKeys) -> list[tuple[int, int]]:
     """Positions and values of single bytes that can be changed without a refusal."""
-    good = verify(signed, trusted=trusted, trust_domain=DOMAIN, now=NOW)
+    good = authenticate(signed, trusted=trusted, trust_domain=DOMAIN)
     found = []
     changed = bytearray(signed)
     for position, original in enumerate(signed):
@@ -38,11 +38,10 @@ def harmless(signed: SignedPolicy, trusted: TrustedKeys) -> list[tuple[int, int]
         for value in values - {original}:
             changed[position] = value
             try:
-                policy = verify(
+                policy = authenticate(
                     SignedPolicy(bytes(changed)),
                     trusted=trusted,
                     trust_domain=DOMAIN,
-                    now=NOW,
                 )
             except PolicyError:
                 continue
@@ -86,7 +85,7 @@ def test_a_signature_that_is_not_needed_may_break() -> None:
 def test_cut_off_files(length: int) -> None:
     signed = sign(DOCUMENT, ALICE)
     with pytest.raises(PolicyError):
-        verify(SignedPolicy(signed[:length]), trusted=trusting(ALICE), trust_domain=DOMAIN, now=NOW)
+        authenticate(SignedPolicy(signed[:length]), trusted=trusting(ALICE), trust_domain=DOMAIN)
 
 
 @pytest.mark.no_cover

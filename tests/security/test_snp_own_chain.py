@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.revocation import read_revocation_list
 from sds.attestation.snp.authenticity import P384_ORDER
 from sds.attestation.snp.leaf import HARDWARE_ID, PRODUCT_NAME
 from sds.attestation.snp.report import TCB_COMPONENTS, Product, SigningKey
@@ -39,7 +40,7 @@ def reason(
     verifier = SnpVerifier(
         values=ReferenceValues.model_validate({"snp": snp or {}}),
         trusted_roots=[ark],
-        revocation_lists=lists,
+        lists=lambda: tuple(map(read_revocation_list, lists)),
     )
     shown = Evidence(kind=EvidenceKind.SEV_SNP, report=report, certificates=certificates)
     try:

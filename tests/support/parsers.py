@@ -68,7 +68,7 @@ from sds.policy import succession, yaml_document
 from sds.policy.envelope import SignedPolicy, parse_envelope
 from sds.policy.istio.conversion import convert
 from sds.policy.istio.manifests import parse_manifests
-from sds.policy.trust import authenticate, verify
+from sds.policy.trust import authenticate
 from sds.settings import yamlfile
 from sds.subordinate_ids import delegated_ranges
 from tests.support import made_quotes, policies
@@ -136,7 +136,6 @@ NOT_PARSERS: Final = {
     "sds.attestation.tpm.endorsement:issuers_above": "gives it to load_certificate",
     "sds.attestation.tpm.attester:TpmAttester.answer_challenge": "gives it to split_credential",
     "sds.attestation.tpm.register:PcrRegister.extend": "sends a digest of ours",
-    "sds.attestation.snp.leaf:describe_components": "writes eight bytes for people",
     "sds.attestation.snp.simulated:SimulatedMachine.evidence": "makes a report",
     "sds.attestation.snp.simulated:SimulatedMachine.report": "makes a report",
     "sds.attestation.snp.simulated:SimulatedMachine.body": "makes a report",
@@ -367,13 +366,6 @@ PARSERS: Final[list[Parser]] = [
         name="sds.policy.trust:authenticate",
         parse=lambda raw: authenticate(
             SignedPolicy(raw), trusted=_TRUSTED, trust_domain=policies.DOMAIN
-        ),
-        samples=_policies,
-    ),
-    Parser(
-        name="sds.policy.trust:verify",
-        parse=lambda raw: verify(
-            SignedPolicy(raw), trusted=_TRUSTED, trust_domain=policies.DOMAIN, now=NOW
         ),
         samples=_policies,
     ),

@@ -79,7 +79,7 @@ BOUNDARIES = {
     "sds/ca/run.py:_ended_by_signals": LOOP,
     "sds/commands/agent.py:_until_stopped": END,
     "sds/commands/demo.py:_ended_by_signals": LOOP,
-    "sds/commands/demo.py:_meanwhile": RAISED,
+    "sds/commands/demo.py:_bootstrap_is_imported": RAISED,
     "sds/demo/dev.py:Dev._run": END,
     "sds/demo/run.py:Demo._run": END,
     "sds/demo/supervisor.py:Supervisor.run": END,

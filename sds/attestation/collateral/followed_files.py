@@ -298,6 +298,8 @@ class FollowedFiles:
     """The files, and the content of them that is in force.
 
     Attributes:
+        current: the content in force.
+        standing: issue and end of each file in force.
         problem: why the files cannot be used as they are now; empty if they can.
         failures: how often they could not be used.
         failures_in_a_row: how often they could not be used since they last could.
@@ -313,25 +315,15 @@ class FollowedFiles:
         self._problems = Problems()
         self.problem = ""
         self.failures = self.failures_in_a_row = 0
-        self._current = read_files(places, first=True)
-        self._standing = standing(self._current)
-        self._numbers = highest_numbers(self._current.lists)
-        self._documents = newest_documents(self._current)
+        self.current = read_files(places, first=True)
+        self.standing = standing(self.current)
+        self._numbers = highest_numbers(self.current.lists)
+        self._documents = newest_documents(self.current)
 
     @property
     def any(self) -> bool:
         """Say whether there is any file to follow."""
         return self._places.any
-
-    @property
-    def standing(self) -> tuple[CollateralFile, ...]:
-        """Return issue and end of each file in force."""
-        return self._standing
-
-    @property
-    def current(self) -> InForce:
-        """Return the files that are in force."""
-        return self._current
 
     def reload(self) -> None:
         """Read the files again. It blocks.
@@ -342,7 +334,7 @@ class FollowedFiles:
         found = read_files(self._places)
         try:
             require_no_older(found.lists, self._numbers)
-            require_no_fewer(found.lists, self._current.lists)
+            require_no_fewer(found.lists, self.current.lists)
             _require_no_older_documents(
                 found, self._documents, any_recovery=self._places.any_recovery
             )
@@ -353,9 +345,9 @@ class FollowedFiles:
         for key, number in highest_numbers(found.lists).items():
             self._numbers[key] = max(self._numbers.get(key, number), number)
         self._documents |= newest_documents(found)
-        changed, self._current = found != self._current, found
+        changed, self.current = found != self.current, found
         if changed:
-            self._standing = standing(found)
+            self.standing = standing(found)
         had_problem = self._problems.over()
         if changed or had_problem:
             _LOGGER.info(

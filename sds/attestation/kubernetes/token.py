@@ -169,13 +169,11 @@ class TokenRules:
         issuer: the cluster's service-account issuer.
         accounts: ``namespace/name`` of accounts that agents and authorities run as.
         unbound: whether a projected token is accepted.
-        audience: the audience that a projected token must have.
     """
 
     issuer: str
     accounts: Collection[str]
     unbound: bool = False
-    audience: str = UNBOUND_AUDIENCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,9 +272,9 @@ class KubernetesTokenVerifier:
         audiences = [audience] if isinstance(audience, str) else audience
         if audiences == [AUDIENCE_PREFIX + data.hex()]:
             return True
-        if self.rules.unbound and audiences == [self.rules.audience]:
+        if self.rules.unbound and audiences == [UNBOUND_AUDIENCE]:
             return False
-        if isinstance(audiences, list) and self.rules.audience in audiences:
+        if isinstance(audiences, list) and UNBOUND_AUDIENCE in audiences:
             raise EvidenceError(
                 "the token is a projected one, which binds nothing",
                 advice="let the agent ask for bound tokens (RBAC create on serviceaccounts/token), "

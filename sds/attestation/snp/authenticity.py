@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from sds.attestation.snp.claims import KEY_NAMES
-from sds.attestation.snp.leaf import describe_components
 from sds.attestation.snp.report import (
     ALGORITHM_ECDSA_P384_SHA384,
     CPUID_VERSION,
@@ -24,6 +23,7 @@ from sds.attestation.snp.report import (
     POLICY_KNOWN,
     GuestPolicy,
     SigningKey,
+    Tcb,
     product_of_cpuid,
 )
 from sds.errors import EvidenceError
@@ -170,8 +170,8 @@ def check_leaf(checks: Checks, report: Report, leaf: Leaf) -> None:
         "leaf_tcb",
         "endorsement_tcb_mismatch",
         ok=leaf.tcb == report.reported_tcb.raw,
-        found=lambda: describe_components(report.reported_tcb.raw, leaf.product),
-        expected=lambda: describe_components(leaf.tcb, leaf.product),
+        found=lambda: report.reported_tcb.describe(leaf.product),
+        expected=lambda: Tcb(leaf.tcb).describe(leaf.product),
         advice="fetch the certificate of the reported TCB",
     )
     # 16. The chip of a VCEK (57230, section 3.1; Turin: eight bytes, then zeros).

@@ -69,21 +69,18 @@ class Chain:
         return self.leaf.certificate, self.issuer, self.root
 
 
-def pinned_roots(
-    *, trusted_roots: Iterable[bytes] = (), helpers: Iterable[bytes] = (), amd: bool = True
-) -> Roots:
+def pinned_roots(*, trusted_roots: Iterable[bytes] = (), helpers: Iterable[bytes] = ()) -> Roots:
     """Return the pins of AMD's roots and of configured ones.
 
     Args:
         trusted_roots: further trusted roots in DER; their common names have the product.
         helpers: certificates in DER that may complete a chain; they add no trust.
-        amd: whether AMD's roots are trusted.
 
     Raises:
         EvidenceError: ``certificate_malformed``: a configured certificate cannot be read, or a root
             does not name a product (``ARK-Milan``, ``ARK-Genoa``, ``ARK-Turin``).
     """
-    pins = dict(AMD_ROOTS) if amd else {}
+    pins = dict(AMD_ROOTS)
     configured = set()
     certificates = [Certificate.parse(der) for der in helpers]
     for der in trusted_roots:

@@ -15,13 +15,7 @@ import aiohttp
 
 from sds.attestation.collateral.publisher_answers import AFTER_FAILURE, asking, read_body
 from sds.attestation.pem import der_certificates
-from sds.attestation.snp.report import (
-    CPUID_VERSION,
-    Product,
-    Report,
-    SigningKey,
-    product_of_cpuid,
-)
+from sds.attestation.snp.report import CPUID_VERSION, Product, Report, SigningKey
 from sds.attestation.snp.sources import (
     MAX_ANSWER_BYTES,
     fits_report,
@@ -73,7 +67,7 @@ class KdsEndorsements:
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
         """Return DER, leaf first; empty for a VLEK, which only its cloud provider gives."""
-        product = self._product_of(report)
+        product = self._product if report.version < CPUID_VERSION else report.product
         if report.signing_key != SigningKey.VCEK or product is None or not any(report.chip_id):
             return ()
         paths = vcek_path(report, product), f"/vcek/v1/{product.certificate_name}/cert_chain"
@@ -110,14 +104,6 @@ class KdsEndorsements:
                 f"{self._url} answered with a chain of another certificate"
             )
         return issuers
-
-    def _product_of(self, report: Report) -> Product | None:
-        if report.version < CPUID_VERSION:
-            return self._product
-        try:
-            return product_of_cpuid(report.cpuid_family, report.cpuid_model)
-        except EvidenceError:
-            return None
 
     async def _get(
         self,

@@ -9,14 +9,7 @@ from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.certificate_table import chain_of_host
 from sds.attestation.snp.chain import amd_certificates
 from sds.attestation.snp.claims import claims_of
-from sds.attestation.snp.report import (
-    CPUID_VERSION,
-    REPORT_BYTES,
-    Product,
-    Report,
-    SigningKey,
-    product_of_cpuid,
-)
+from sds.attestation.snp.report import REPORT_BYTES, Product, Report, SigningKey
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.errors import EvidenceError
 
@@ -45,13 +38,7 @@ def _examiner(demands: Demands) -> SnpVerifier:
 
 def _describe(raw: bytes) -> dict[str, str]:
     report = Report.parse(raw)
-    product: Product | None = None
-    if report.version >= CPUID_VERSION:
-        try:
-            product = product_of_cpuid(report.cpuid_family, report.cpuid_model)
-        except EvidenceError:
-            product = None
-    return claims_of(report, None, product)
+    return claims_of(report, None, report.product)
 
 
 def _contained(outblob: bytes, auxblob: bytes) -> tuple[bytes, tuple[bytes, ...]]:

@@ -13,7 +13,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds.attestation.snp.certificate import UNREADABLE_DER, Certificate
-from sds.attestation.snp.report import TCB_COMPONENTS, TURIN_CHIP_ID_BYTES, Product, SigningKey
+from sds.attestation.snp.report import TURIN_CHIP_ID_BYTES, Product, SigningKey
 from sds.errors import EvidenceError
 from sds.pki import der
 
@@ -184,8 +184,3 @@ def _csp_id(value: bytes) -> str:
             "cspID is not printable text of 1 to 256 characters", reason="certificate_malformed"
         )
     return text
-
-
-def describe_components(raw: bytes, product: Product) -> str:
-    """Describe a TCB by component, for messages."""
-    return " ".join(f"{name}={raw[index]}" for name, index in TCB_COMPONENTS[product].items())

@@ -208,6 +208,16 @@ class Report:
         )
 
     @property
+    def product(self) -> Product | None:
+        """Return the product that the report names: none before version 3, or an unknown one."""
+        if self.version < CPUID_VERSION:
+            return None
+        try:
+            return product_of_cpuid(self.cpuid_family, self.cpuid_model)
+        except EvidenceError:
+            return None
+
+    @property
     def signed(self) -> bytes:
         """Return the bytes that the signature covers."""
         return self.raw[:SIGNED_BYTES]

@@ -32,14 +32,13 @@ def of_amds_kind(one: RevocationList) -> bool:
 
 
 def read_amd_list(
-    der: bytes, *, issuers: Iterable[Certificate] | None, origin: str = "the list"
+    der: bytes, *, issuers: Iterable[Certificate], origin: str = "the list"
 ) -> RevocationList:
     """Read a list, and check that one of our issuers signed it.
 
     Args:
         der: the list.
-        issuers: the available ARKs, ASKs and ASVKs; if None, the signature is checked later, when a
-            chain is checked against the list.
+        issuers: the available ARKs, ASKs and ASVKs.
         origin: where the list came from, for messages.
 
     Raises:
@@ -49,8 +48,6 @@ def read_amd_list(
     one = read_revocation_list(der, origin=origin)
     if not of_amds_kind(one):
         raise EvidenceError(f"{origin} is not signed as AMD signs", reason="revocation_list")
-    if issuers is None:
-        return one
     named = [issuer for issuer in issuers if issuer.subject == one.issuer]
     if not named:
         raise EvidenceError(

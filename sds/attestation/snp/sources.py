@@ -90,21 +90,38 @@ class EndorsedAttester:
         report = Report.parse(evidence.report)
         if evidence.certificates and _is_good(evidence.certificates, report):
             return evidence
-        failure: EvidenceError | None = None
-        for source in self._sources:
-            try:
-                found = await source.certificates(report)
-            except EndorsementUnavailableError as error:
-                failure = error
-                continue
-            if found:
-                return replace(evidence, certificates=found)
-        if evidence.certificates:
-            return evidence  # the verifier reports what does not fit
-        raise failure or EndorsementUnavailableError(
-            "no source has the certificate of this chip and TCB",
-            advice="put the VCEK into the directory, or configure a cache server",
-        )
+        try:
+            found = await certificates_of(
+                report,
+                self._sources,
+                advice="put the VCEK into the directory, or configure a cache server",
+            )
+        except EndorsementUnavailableError:
+            if evidence.certificates:
+                return evidence  # the verifier reports what does not fit
+            raise
+        return replace(evidence, certificates=found)
+
+
+async def certificates_of(
+    report: Report, sources: Iterable[Endorsements], *, advice: str
+) -> tuple[bytes, ...]:
+    """Return the certificates of the first source that has some.
+
+    Raises:
+        EndorsementUnavailableError: that of the last source that raised one, or one with this
+            advice.
+    """
+    failure: EndorsementUnavailableError | None = None
+    for source in sources:
+        try:
+            if found := await source.certificates(report):
+                return found
+        except EndorsementUnavailableError as error:
+            failure = error
+    raise failure or EndorsementUnavailableError(
+        "no source has the certificate of this chip and TCB", advice=advice
+    )
 
 
 class DirectoryEndorsements:

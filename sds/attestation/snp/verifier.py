@@ -29,7 +29,7 @@ from sds.attestation.snp.report import (
     Product,
     Report,
 )
-from sds.attestation.snp.revocation import check_revocation, read_amd_list
+from sds.attestation.snp.revocation import check_revocation
 from sds.errors import EvidenceError
 from sds.pki.chain import REMEMBERED_BYTES
 
@@ -56,8 +56,7 @@ class SnpVerifier(KindExaminer):
         *,
         values: ReferenceValues | None = None,
         trusted_roots: Iterable[bytes] = (),
-        revocation_lists: Iterable[bytes] = (),
-        lists: Callable[[], tuple[RevocationList, ...]] | None = None,
+        lists: Callable[[], tuple[RevocationList, ...]] = tuple,
         certificates: Iterable[bytes] = (),
         product: Product | None = None,
     ) -> None:
@@ -67,19 +66,17 @@ class SnpVerifier(KindExaminer):
             values: the reference values; the strict defaults if None.
             trusted_roots: roots beside AMD's in DER, of simulated machines; claims under them say
                 so.
-            revocation_lists: lists in DER that count at every verification.
-            lists: gives the lists in force, already read; used instead of ``revocation_lists``.
+            lists: gives the lists in force, already read.
             certificates: ASKs, ASVKs and ARKs in DER that evidence may lack; they add no trust.
             product: the only expected product, or None.
 
         Raises:
-            EvidenceError: a configured certificate or list cannot be read.
+            EvidenceError: a configured certificate cannot be read.
         """
         super().__init__(EvidenceKind.SEV_SNP)
         self._values = values or ReferenceValues()
         self._roots: Roots = pinned_roots(trusted_roots=trusted_roots, helpers=certificates)
-        given = tuple(read_amd_list(der, issuers=None) for der in revocation_lists)
-        self._lists = lists or (lambda: given)
+        self._lists = lists
         self._product = product
         # Only valid results are cached (never exceptions), nothing about time, and nothing large:
         # anybody has a VCEK that is published, and may send any bytes beside it.

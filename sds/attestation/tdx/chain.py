@@ -60,6 +60,13 @@ class IntelChain:
         return self.certificates[0]
 
     @property
+    def key(self) -> ec.EllipticCurvePublicKey:
+        """Return the first certificate's key."""
+        key = self.leaf.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)  # link_chain checked it
+        return key
+
+    @property
     def root(self) -> x509.Certificate:
         """Return the last certificate."""
         return self.certificates[-1]

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from sds.attestation.tdx.collateral import signed_document
 from sds.attestation.tdx.tcb import (
     TcbInfo,
@@ -90,12 +88,6 @@ def check_collateral(
     return levels
 
 
-def _key(chain: IntelChain) -> ec.EllipticCurvePublicKey:
-    key = chain.leaf.public_key()
-    assert isinstance(key, ec.EllipticCurvePublicKey)  # link_chain checked it
-    return key
-
-
 def _tcb_info(checks: Checks, platform: Platform, collateral: Collateral) -> TcbInfo | None:
     """Return the newest TCB info of this platform; without one, add the best match's reason."""
     failure: EvidenceError | None = None
@@ -104,7 +96,7 @@ def _tcb_info(checks: Checks, platform: Platform, collateral: Collateral) -> Tcb
     for _, raw in collateral.tcb_infos:
         try:
             document = signed_document(
-                raw, key=_key(platform.signer), expected="tcbInfo", now=platform.now
+                raw, key=platform.signer.key, expected="tcbInfo", now=platform.now
             )
             info = read_tcb_info(document)
         except EvidenceError as error:
@@ -171,7 +163,7 @@ def _identity(checks: Checks, platform: Platform, collateral: Collateral) -> Enc
     try:
         document = signed_document(
             collateral.qe_identity,
-            key=_key(platform.signer),
+            key=platform.signer.key,
             expected="enclaveIdentity",
             now=platform.now,
         )

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from sds.attestation.revocation import read_revocation_list
 from sds.attestation.snp.revocation import of_amds_kind
 from sds.attestation.tdx.chain import (
@@ -84,14 +82,12 @@ def require_documents(collateral: Collateral, *, roots: Iterable[bytes]) -> None
         EvidenceError: ``certificate_malformed``, ``chain_untrusted``, ``collateral_untrusted``: one
             cannot be used; the message names it.
     """
-    signer = link_chain(
+    key = link_chain(
         collateral.signing_chain,
         names=TCB_SIGNING_CHAIN,
         trusted=tuple(map(root_digest, roots)),
         what=SIGNING_CHAIN,
-    )
-    key = signer.leaf.public_key()
-    assert isinstance(key, ec.EllipticCurvePublicKey)  # link_chain checked it
+    ).key
     documents = [(origin, raw, "tcbInfo", read_tcb_info) for origin, raw in collateral.tcb_infos]
     identity = (QE_IDENTITY, collateral.qe_identity, "enclaveIdentity", read_enclave_identity)
     for origin, raw, expected, read in (*documents, identity):

@@ -7,7 +7,6 @@ other check ran.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds.attestation.evidence import Claims, EvidenceKind
@@ -39,6 +38,7 @@ from sds.errors import EvidenceError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import datetime
+    from pathlib import Path
 
     from sds.attestation.checks import Checks
     from sds.attestation.evidence import Evidence, ReportData
@@ -55,8 +55,7 @@ class TdxVerifier(KindExaminer):
         values: the reference values; the strict defaults if None.
         trusted_roots: roots beside Intel's in DER; claims under them say *simulated*.
         collateral: the folder that is read at every verification.
-        revocation_lists: lists in DER beside those of the folder.
-        material: gives collateral and lists; used instead of the two before.
+        material: gives collateral and lists; used instead of the folder.
 
     Raises:
         EvidenceError: a configured root cannot be read.
@@ -68,15 +67,13 @@ class TdxVerifier(KindExaminer):
         values: ReferenceValues | None = None,
         trusted_roots: Iterable[bytes] = (),
         collateral: Path | None = None,
-        revocation_lists: Iterable[bytes] = (),
         material: Callable[[], Material] | None = None,
     ) -> None:
         super().__init__(EvidenceKind.TDX)
         self._values = values or ReferenceValues()
         roots = tuple(trusted_roots)
         self._trusted = tuple(map(root_digest, roots))
-        lists = tuple((Path("the list"), der) for der in revocation_lists)
-        self._material = material or (lambda: material_now(collateral, lists, roots=roots))
+        self._material = material or (lambda: material_now(collateral, roots=roots))
 
     def _check(
         self, checks: Checks, evidence: Evidence, data: ReportData | None, now: datetime

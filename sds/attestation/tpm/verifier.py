@@ -9,13 +9,14 @@ private.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import Field, field_validator
 
 from sds.attestation.evidence import Claims, EvidenceKind
 from sds.attestation.examiner import KindExaminer
 from sds.attestation.pem import der_certificates
+from sds.attestation.reference_values import Hex32  # noqa: TC001  pydantic reads annotations
 from sds.attestation.tpm.challenge import credential_for, proves
 from sds.attestation.tpm.endorsement import endorsement_key, key_digest, verify_endorsement
 from sds.attestation.tpm.keys import PublicArea, parse_public, require_restricted_signer
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 KIND: Final = "tpm"
 _KEY: Final = "a restricted signing key"
 _LISTED: Final = "listed in aks, or bound to an endorsement key of eks or ek_roots"
-Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class TpmValues(PcrValues):

@@ -358,7 +358,7 @@ def _pod(value: dict[str, Any]) -> SeenPod:
 
 def unlisted(pod: SeenPod, contents: Iterable[PodContents]) -> WorkloadError:
     """Explain to people why a pod is none of these: compare it with the closest list."""
-    differences = [each.differs(one) for each, one in ((pod, one) for one in contents)]
+    differences = [pod.differs(one) for one in contents]
     nearest = min(differences, key=len, default=("no pod is listed",))
     shown = [each[:_SHOWN_TEXT] for each in nearest[:_SHOWN]]
     if more := len(nearest) - len(shown):

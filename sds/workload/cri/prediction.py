@@ -254,9 +254,7 @@ def _default_mounts(*, shm: bool) -> Iterator[dict[str, Any]]:
         ("/sys", "sysfs", "sysfs", "nosuid noexec nodev ro"),
         ("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid noexec nodev relatime ro"),
     ):
-        if shm or destination != "/dev/shm":  # noqa: S108
-            if shm and destination == "/sys/fs/cgroup":
-                continue
+        if destination != ("/sys/fs/cgroup" if shm else "/dev/shm"):  # noqa: S108
             yield {
                 "destination": destination,
                 "type": kind,

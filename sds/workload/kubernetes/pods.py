@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _CONTAINER_ID: Final = re.compile(r"[a-z0-9.+-]+://([0-9a-f]{64})", re.ASCII)
 _DIGEST: Final = re.compile(r"(?:.*@)?(sha256:[0-9a-f]{64})", re.ASCII)
-_OVER: Final = frozenset({"Succeeded", "Failed"})
+OVER: Final = frozenset({"Succeeded", "Failed"})
 MOST_LABELS: Final = 256
 """The most labels of a pod that are looked at; its author may write tens of thousands."""
 _MOST_NAME: Final = 253
@@ -111,7 +111,7 @@ def read_pod(item: Any) -> Pod:
             }
         ),
         containers=MappingProxyType(dict(_containers(status))),
-        over=status.get("phase") in _OVER,
+        over=status.get("phase") in OVER,
     )
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sds.workload.kubernetes.pods import read_name
+from sds.workload.kubernetes.pods import OVER, read_name
 from sds.workload.kubernetes.watch import MOST_OBJECTS, ListAgainError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PODS_PATH: Final = "/api/v1/pods"
-_OVER: Final = frozenset({"Succeeded", "Failed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +89,7 @@ def _pod(item: dict[str, Any]) -> ScheduledPod | None:
     """Read a pod; None if it is not on a node, is over, or has no account."""
     metadata, spec = item["metadata"], item.get("spec") or {}
     node, account = spec.get("nodeName"), spec.get("serviceAccountName")
-    if not node or not account or (item.get("status") or {}).get("phase") in _OVER:
+    if not node or not account or (item.get("status") or {}).get("phase") in OVER:
         return None
     return ScheduledPod(
         uid=read_name(metadata["uid"]),

@@ -16,7 +16,7 @@ from sds.errors import ConfigurationError, PolicyError
 from sds.policy.envelope import MAX_SIGNED_BYTES, SignedPolicy, add_signatures, parse_envelope
 from sds.policy.keys import verification_key
 from sds.policy.threshold import TrustedKeys
-from sds.policy.trust import Epoch, verify
+from sds.policy.trust import Epoch, admit, authenticate
 from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting, yaml_bytes
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def check(
 ) -> str:
     """The reason of the refusal, or the empty string."""
     try:
-        verify(signed, trusted=trusted or trusting(ALICE), trust_domain=DOMAIN, now=now, seen=seen)
+        policy = authenticate(signed, trusted=trusted or trusting(ALICE), trust_domain=DOMAIN)
+        admit(policy, seen=seen, now=now)
     except PolicyError as error:
         return error.reason
     return ""
@@ -64,7 +65,8 @@ def changed(signed: SignedPolicy, change: Callable[[dict[str, Any]], object]) ->
 def test_a_signed_policy_holds(signatory: Signatory) -> None:
     payload = b"# why\n" + yaml_bytes(document(7))
     signed = sign(payload, signatory)
-    policy = verify(signed, trusted=trusting(signatory), trust_domain=DOMAIN, now=NOW)
+    policy = authenticate(signed, trusted=trusting(signatory), trust_domain=DOMAIN)
+    policy = admit(policy, seen=None, now=NOW)
     assert policy.epoch.number == 7
     assert policy.signed_by == (signatory.name,)
     assert policy.signed == signed
