@@ -164,12 +164,8 @@ def _field(name: bytes | int, value: bytes) -> bytes:
     return b"\0" + _string(name) + _string(value)
 
 
-_GRPC_HEAD: Final = _INDEXED_STATUS_200 + _field(_INDEX_CONTENT_TYPE, b"application/grpc")
-
-
-def response_head() -> bytes:
-    """Encode the block that starts a gRPC response."""
-    return _GRPC_HEAD
+RESPONSE_HEAD: Final = _INDEXED_STATUS_200 + _field(_INDEX_CONTENT_TYPE, b"application/grpc")
+"""The block that starts a gRPC response."""
 
 
 def trailers(status: int, message: str, *, alone: bool) -> bytes:
@@ -180,7 +176,7 @@ def trailers(status: int, message: str, *, alone: bool) -> bytes:
         message: for people; percent-encoded as "gRPC over HTTP2" says, and cut if it is long.
         alone: whether no head was sent, so that this is a "Trailers-Only" response.
     """
-    block = (_GRPC_HEAD if alone else b"") + _field(b"grpc-status", str(status).encode())
+    block = (RESPONSE_HEAD if alone else b"") + _field(b"grpc-status", str(status).encode())
     if status == _UNIMPLEMENTED:  # perhaps because of the encoding ("gRPC Compression")
         block += _field(b"grpc-accept-encoding", b"identity")
     if message:

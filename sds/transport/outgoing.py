@@ -16,7 +16,7 @@ from sds.errors import Http2Error, Http2StreamError
 from sds.shrinking_dict import ShrinkingDict
 from sds.transport import frames
 from sds.transport.flow_control import Widest
-from sds.transport.headers import resized_table, response_head
+from sds.transport.headers import RESPONSE_HEAD, resized_table
 from sds.transport.messages import PREFIX_BYTES, prefix
 from sds.transport.output_pieces import kept
 
@@ -118,7 +118,7 @@ class Outgoing:
         """Send the head of a response, if it was not sent."""
         if not stream.head_sent:
             stream.head_sent = True
-            self.block(stream.number, response_head(), ends=False)
+            self.block(stream.number, RESPONSE_HEAD, ends=False)
 
     def _wait(self, stream: StreamState, message: bytes) -> None:
         """Queue a message on its stream, and send what the windows admit."""

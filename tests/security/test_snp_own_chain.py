@@ -13,6 +13,7 @@ from sds.attestation.revocation import read_revocation_list
 from sds.attestation.snp.authenticity import P384_ORDER
 from sds.attestation.snp.leaf import HARDWARE_ID, PRODUCT_NAME
 from sds.attestation.snp.report import TCB_COMPONENTS, Product, SigningKey
+from sds.attestation.snp.revocation import read_amd_list
 from sds.attestation.snp.simulated import SIMULATED_CSP_ID, SimulatedMachine, SimulatedRoot
 from sds.attestation.snp.simulated_certificates import (
     certificate,
@@ -37,10 +38,11 @@ def reason(
     lists: tuple[bytes, ...] = (),
     snp: dict[str, object] | None = None,
 ) -> str:
+    read = tuple(map(read_revocation_list, lists))
     verifier = SnpVerifier(
         values=ReferenceValues.model_validate({"snp": snp or {}}),
         trusted_roots=[ark],
-        lists=lambda: tuple(map(read_revocation_list, lists)),
+        lists=lambda: read,
     )
     shown = Evidence(kind=EvidenceKind.SEV_SNP, report=report, certificates=certificates)
     try:
@@ -351,7 +353,10 @@ def test_revocation_lists() -> None:
     assert found(crl(root), crl(root, ask_serial, key=root.ask_key)) == "accepted"
     assert found(crl(root, age=timedelta(hours=-2))) == "revocation_list_stale"
     assert found(crl(simulated(Product.MILAN))) == "revocation_list"
-    for broken in (crl(root, critical=True), crl(root, salt=32), b"\x30\x00", crl(root) + b"\0"):
+    assert found(crl(root, salt=32)) == "revocation_list"
+    with pytest.raises(EvidenceError, match="not signed as AMD signs"):
+        read_amd_list(crl(root, salt=32), issuers=())
+    for broken in (crl(root, critical=True), b"\x30\x00", crl(root) + b"\0"):
         with pytest.raises(EvidenceError) as refused:
             found(broken)
         assert refused.value.reason == "revocation_list"

@@ -183,15 +183,15 @@ async def test_a_file_that_hangs_keeps_no_other_as_it_was(monkeypatch: pytest.Mo
     other = memory_file(b"one")
     named = {"hangs": memory_file(b"x"), "token": other}
     secrets = GenericSecretFiles(SecretStore(), files={"web": named}, aliases=Aliases())
-    answers, read, asked = threading.Event(), generic_secrets._read, []
+    answers, read, asked = threading.Event(), generic_secrets.read_memory_file, []
 
-    def hang(path: Path, *, name: str, workload: str) -> SecretBytes:
-        if name == "hangs":
+    def hang(path: Path) -> SecretBytes:
+        if path == named["hangs"]:
             asked.append(path)
             answers.wait()
-        return read(path, name=name, workload=workload)
+        return read(path)
 
-    monkeypatch.setattr(generic_secrets, "_read", hang)
+    monkeypatch.setattr(generic_secrets, "read_memory_file", hang)
     monkeypatch.setattr(generic_secrets, "ANSWER_SECONDS", 0.01)
     try:
         async with asyncio.timeout(10):

@@ -21,7 +21,7 @@ from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.other_formats import HclBlob, parse_hcl
 from sds.attestation.snp.endorsements import endorsements_of
 from sds.attestation.snp.report import Report
-from sds.attestation.snp.sources import certificates_of, fits_report
+from sds.attestation.snp.sources import first_found, fits_report
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.attest import SHA256_BANK
 from sds.attestation.tpm.device import RESOURCE_MANAGER, open_tpm
@@ -29,7 +29,7 @@ from sds.attestation.tpm.parcel import Piece, pack, parts_of
 from sds.attestation.tpm.quote import SignedQuote, check_quote, qualifying_data
 from sds.backoff import Backoff
 from sds.clock import SystemClock
-from sds.errors import EvidenceError, EvidenceUnavailableError
+from sds.errors import EndorsementUnavailableError, EvidenceError, EvidenceUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,12 +103,14 @@ class VtpmAttester:
             return Evidence(kind=self._kind, report=pack(parts))
         report = Report.parse(blob.report)
         if not self._certified or not fits_report(self._certified[0], report):
-            self._certified = await certificates_of(
-                report,
-                self._sources,
-                advice="put the VCEK into attestation.certificates, or set "
-                "attestation.certificate_server",
-            )
+            found, failure = await first_found(report, self._sources)
+            if not found:
+                raise failure or EndorsementUnavailableError(
+                    "no source has the certificate of this chip and TCB",
+                    advice="put the VCEK into attestation.certificates, or set "
+                    "attestation.certificate_server",
+                )
+            self._certified = found
         return Evidence(kind=self._kind, report=pack(parts), certificates=self._certified)
 
     async def _td_quote(self, report: bytes) -> bytes:

@@ -90,38 +90,29 @@ class EndorsedAttester:
         report = Report.parse(evidence.report)
         if evidence.certificates and _is_good(evidence.certificates, report):
             return evidence
-        try:
-            found = await certificates_of(
-                report,
-                self._sources,
-                advice="put the VCEK into the directory, or configure a cache server",
-            )
-        except EndorsementUnavailableError:
-            if evidence.certificates:
-                return evidence  # the verifier reports what does not fit
-            raise
-        return replace(evidence, certificates=found)
+        found, failure = await first_found(report, self._sources)
+        if found:
+            return replace(evidence, certificates=found)
+        if evidence.certificates:
+            return evidence  # the verifier reports what does not fit
+        raise failure or EndorsementUnavailableError(
+            "no source has the certificate of this chip and TCB",
+            advice="put the VCEK into the directory, or configure a cache server",
+        )
 
 
-async def certificates_of(
-    report: Report, sources: Iterable[Endorsements], *, advice: str
-) -> tuple[bytes, ...]:
-    """Return the certificates of the first source that has some.
-
-    Raises:
-        EndorsementUnavailableError: that of the last source that raised one, or one with this
-            advice.
-    """
+async def first_found(
+    report: Report, sources: Iterable[Endorsements]
+) -> tuple[tuple[bytes, ...], EndorsementUnavailableError | None]:
+    """Return the certificates of the first source that has some; if none has, the last error."""
     failure: EndorsementUnavailableError | None = None
     for source in sources:
         try:
             if found := await source.certificates(report):
-                return found
+                return found, None
         except EndorsementUnavailableError as error:
             failure = error
-    raise failure or EndorsementUnavailableError(
-        "no source has the certificate of this chip and TCB", advice=advice
-    )
+    return (), failure
 
 
 class DirectoryEndorsements:
