@@ -29,7 +29,9 @@ _AROUND_LINES: Final = b" \t\v\f\0"
 """White space, and the NUL with which programs in C end a text."""
 
 
-def pem_blocks(text: bytes, *, label: str, what: str = "the PEM text") -> tuple[bytes, ...]:
+def pem_blocks(
+    text: bytes, *, label: str, what: str = "the PEM text", most: int = MAX_BLOCKS
+) -> tuple[bytes, ...]:
     """Return the DER inside every block with this label, in order.
 
     Skips text between blocks, and blocks with another label (RFC 7468, section 2).
@@ -38,18 +40,19 @@ def pem_blocks(text: bytes, *, label: str, what: str = "the PEM text") -> tuple[
         text: PEM, with line ends of any kind; UTF-8's mark may begin it, and a NUL may end it.
         label: the label of the wanted blocks, such as ``CERTIFICATE``.
         what: names the text in errors.
+        most: the highest number of blocks that is accepted.
 
     Raises:
         CertificateError: ``certificate_malformed``: 1. a block is not closed, or closed by another
             label, or has no beginning; 2. its inside is not base64; 3. there is no block with this
-            label, or more than :data:`MAX_BLOCKS`.
+            label, or more than ``most``.
     """
     found = [_decoded(lines, what) for name, lines in _blocks(text, what) if name == label]
-    if not found or len(found) > MAX_BLOCKS:
+    if not found or len(found) > most:
         raise CertificateError(
             f"{what} has {len(found) or 'no'} blocks of BEGIN {label}",
             reason="certificate_malformed",
-            advice=f"give 1 to {MAX_BLOCKS} blocks of BEGIN {label}",
+            advice=f"give 1 to {most} blocks of BEGIN {label}",
         )
     return tuple(found)
 
