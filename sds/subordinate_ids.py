@@ -23,8 +23,9 @@ from sds.untrusted_input import words_of
 _LOG: Final = logging.getLogger("sds.subordinate_ids")
 _MOST_BYTES: Final = 4 * 1024 * 1024
 _LINE: Final = re.compile(rb"^([^:\n]+):([0-9]{1,10}):([0-9]{1,10})[ \t]*$", re.MULTILINE)
-_ROOT: Final = frozenset({b"root", b"0"})
-"""Programs of root, such as LXD, may have ranges in which other users are; root needs none."""
+_OF_RUNTIMES: Final = frozenset({b"root", b"0", b"kubelet", b"containers"})
+"""Whose ranges root's programs divide among pods and containers: LXD, the kubelet (``hostUsers:
+false``), and CRI-O and Podman (``--userns=auto``). Nobody else may act as all of them."""
 
 
 def delegated_ranges(content: bytes) -> list[tuple[int, int]]:
@@ -38,7 +39,7 @@ def delegated_ranges(content: bytes) -> list[tuple[int, int]]:
     found = sorted(
         (int(first), int(first) + int(count) - 1)
         for user, first, count in _LINE.findall(content)
-        if user not in _ROOT and int(count)
+        if user not in _OF_RUNTIMES and int(count)
     )
     merged: list[tuple[int, int]] = []
     for first, last in found:

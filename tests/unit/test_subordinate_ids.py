@@ -35,6 +35,7 @@ def test_all_subordinate_ids_of_a_user_are_one_owner(tmp_path: Path) -> None:
         (b"a:10:5\nb:12:10\nc:22:1", [(10, 21), (22, 22)]),  # who shares IDs shares a budget
         (b"b:40:5\na:10:5\na:41:1\n", [(10, 14), (40, 44)]),
         (b"root:0:4294967295\n0:1:10\na:7:2\n", [(7, 8)]),  # root needs no other user's ID
+        (b"kubelet:65536:7208960\ncontainers:10000000:65536\n", []),  # many pods' and containers'
         (b"# a:1:2\n", [(1, 2)]),
         (b"a:1\na:1:0\na:-1:5\na:x:5\n:1:5\na:1:5:6\na:99999999999:5\n\xff\n", []),
         (b"\xff:1:2\r\nb:5:1  \n", [(5, 5)]),
