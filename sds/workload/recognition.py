@@ -419,7 +419,7 @@ class Recognition:
         for identity in wanted - self._held:
             self._recogniser.wanted.want(identity)
         for identity in self._held - wanted:
-            self._recogniser.wanted.unwant(identity)
+            self._recogniser.wanted.unwant(identity, self.peer.owner)
         self._held = wanted
 
     def _end(self, error: PeerGoneError) -> None:
