@@ -220,7 +220,8 @@ class ExchangeLimitsSection(Settings):
     streams: Count = Field(
         default=10_000,
         description="How many streams may be open. While fewer than an eighth are free, a machine "
-        "that has more than an eighth loses its oldest.",
+        "that has more than an eighth loses its oldest; while fewer than a 32nd are free, the one "
+        "with the most does.",
     )
     unproven: Count = Field(
         default=1_000,

@@ -3,10 +3,10 @@
 Owns every accepted connection from accept to its end. Invariants: at most ``most`` are open; of
 these, at most half are strangers' (nothing was proven on that connection), and fewer if agents need
 the room; if there are more, some strangers end at once (:mod:`sds.ca.stranger_connections`); a
-connection on which evidence was accepted ends for room only if its machine has more than an eighth
-of them and few are left (:mod:`sds.ca.machine_shares`); it is known by itself and not by its
-address, which many agents may share; it has its own turns and budget, and all strangers together
-share one set of these, from which no address can keep the others out.
+connection on which evidence was accepted ends for room only if its machine has more than others and
+few are left (:mod:`sds.ca.machine_shares`); it is known by itself and not by its address, which
+many agents may share; it has its own turns and budget, and all strangers together share one set of
+these, from which no address can keep the others out.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 Owns the members (streams or connections on which evidence was accepted) of each machine.
 Invariants: as long as one machine has more than an eighth of all that there may be, an eighth stays
-free for others; a machine with no more than that loses none; each change costs the same, however
-many machines there are; once in ten seconds, the log names a machine that loses some. Nothing here
-reads a clock or touches a socket.
+free for others; as long as one has more than :data:`_LEAST_SHARE`, a 32nd stays free, so that eight
+machines do not keep all others out; each change costs the same, however many machines there are;
+once in ten seconds, the log names a machine that loses some. Nothing here reads a clock or touches
+a socket.
 """
 
 from __future__ import annotations
@@ -55,11 +56,13 @@ class MachineShares(Generic[_MemberT]):
         self._said = Repeats(keys=1)
         self._share = max(_LEAST_SHARE, most // 8)
         self._room = most - self._share
+        self._last_room = most - max(1, most // 32)
         self._machine_of: dict[_MemberT, str] = {}
         self._members: dict[str, dict[_MemberT, None]] = {}
         """The members of each machine, the oldest first."""
-        self._above: dict[str, None] = {}
-        """The machines with more than their share: eight at most, or few as long as all are few."""
+        self._by_size: dict[int, dict[str, None]] = {}
+        """The machines with so many members."""
+        self._largest = 0
 
     def __len__(self) -> int:
         """Return how many members there are."""
@@ -84,21 +87,39 @@ class MachineShares(Generic[_MemberT]):
             self._machine_of[member] = machine
             members = self._members.setdefault(machine, {})
             members[member] = None
-            if len(members) > self._share:
-                self._above[machine] = None
+            self._resized(machine, len(members) - 1, len(members))
         ends = []
-        while len(self) > self._room and self._above:
-            largest = max(self._above, key=lambda name: len(self._members[name]))
+        while self._is_too_many():
+            largest = next(iter(self._by_size[self._largest]))
             self._say(largest, now)
             oldest = next(iter(self._members[largest]))
             self.leave(oldest)
             ends.append(oldest)
         return ends
 
+    def _is_too_many(self) -> bool:
+        """Say whether the machine with the most has to lose one."""
+        count = len(self)
+        return (count > self._room and self._largest > self._share) or (
+            count > self._last_room and self._largest > _LEAST_SHARE
+        )
+
+    def _resized(self, machine: str, before: int, after: int) -> None:
+        """Note that a machine has one more or one less."""
+        if before:
+            del self._by_size[before][machine]
+        if after:
+            self._by_size.setdefault(after, {})[machine] = None
+        if before and not self._by_size[before]:
+            del self._by_size[before]
+            if before == self._largest:
+                self._largest = after
+        self._largest = max(self._largest, after)
+
     def _say(self, machine: str, now: float) -> None:
         if self._said.due(self._what, now=now) is not None:
             _LOG.warning(
-                "few are left, and one machine has more than its share: its oldest end",
+                "few are left, and one machine has more than others: its oldest end",
                 extra={
                     "limit": self._what,
                     "machine": machine,
@@ -114,8 +135,7 @@ class MachineShares(Generic[_MemberT]):
             return False
         members = self._members[machine]
         del members[member]
-        if len(members) <= self._share:
-            self._above.pop(machine, None)
+        self._resized(machine, len(members) + 1, len(members))
         if not members:
             del self._members[machine]
         return True

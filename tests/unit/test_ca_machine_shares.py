@@ -30,10 +30,22 @@ def test_a_machine_with_most_of_them_leaves_an_eighth_free() -> None:
     assert not held.leave(1)
 
 
-def test_machines_that_have_no_more_than_their_share_take_every_place() -> None:
+def test_machines_that_have_their_share_leave_a_little_for_one_that_has_nothing() -> None:
+    """Else eight machines that were taken over would keep every other one out."""
+    held = shares(160)
+    for number in range(155):
+        assert held.join(number, f"machine {number // 20}", now=NOW) == []
+    for number in range(155, 400):
+        assert len(held.join(number, f"machine {number % 8}", now=NOW)) == 1
+    (gone,) = held.join(1_000, "newcomer", now=NOW)
+    assert gone != 1_000
+    assert len(held) == 155
+
+
+def test_machines_with_few_take_every_place() -> None:
     held = shares(160)
     for number in range(160):
-        assert held.join(number, f"machine {number // 20}", now=NOW) == []
+        assert held.join(number, f"machine {number // 8}", now=NOW) == []
     assert len(held) == 160
 
 
@@ -69,7 +81,8 @@ def test_any_order_of_changes_decides_as_a_list_would() -> None:
             sizes: dict[str, int] = {}
             for _, one in there:
                 sizes[one] = sizes.get(one, 0) + 1
-            largest = {one for one, size in sizes.items() if size == max(sizes.values()) > share}
+            enough = share if len(there) <= most - most // 32 else 8
+            largest = {one for one, size in sizes.items() if size == max(sizes.values()) > enough}
             if not largest:
                 break
             # Of two that have the same, either may give way.
