@@ -34,6 +34,7 @@ from sds.pki import certificate_pem
 from tests.support import evidence_vectors as vectors
 from tests.support.clock import PatientClock, PauseCounter
 from tests.support.machines import NOW, simulated
+from tests.support.web_site import site
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -80,14 +81,8 @@ class Kds:
     async def served(self) -> AsyncIterator[str]:
         application = web.Application()
         application.router.add_get("/{path:.*}", self.answer)
-        runner = web.AppRunner(application)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        try:
-            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-        finally:
-            await runner.cleanup()
+        async with site(application) as port:
+            yield f"http://127.0.0.1:{port}"
 
 
 async def holds(machine: SimulatedMachine, *sources: Endorsements) -> None:

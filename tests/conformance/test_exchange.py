@@ -16,7 +16,6 @@ from sds import errors
 from sds.authority.attested import AttestedAuthority, AuthoritySettings
 from sds.authority.channel import TLS_SERVER_NAME, VerifiedTls
 from sds.ca.issuance import ConfiguredIssuance
-from sds.ca.issuer import self_sign
 from sds.ca.server import ExchangeLimits
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
@@ -30,6 +29,7 @@ from tests.support.authority import (
     configured,
     identity,
     items,
+    renew,
     rule,
     verifier_of,
     wish,
@@ -153,16 +153,7 @@ async def test_a_new_key_of_the_authority_is_attested_on_the_same_stream() -> No
     wanted = [wish()]
     async with world.running() as authority, world.client(authority.port) as client:
         first = await client.issue(items(wanted))
-        signer = self_sign(
-            key=generate_private_key(KeyType.ED25519),
-            trust_domain=TRUST_DOMAIN,
-            lifetime=timedelta(hours=2),
-            path_length=None,
-            now=SystemClock().now().wall,
-            backdate=timedelta(0),
-        )
-        authority.signing.publish((signer.root,))
-        authority.signing.activate(signer)
+        renew(authority)
         second = await client.issue(items(wanted))
         verify(wanted, second)
         assert set(first.roots) < set(second.roots)

@@ -35,6 +35,7 @@ from sds.secrets.store import Change, SecretStore
 from tests.support.istio_ca import Issuer, _leaf
 from tests.support.no_threads import give_no_more_threads
 from tests.support.pem_forms import FORMS
+from tests.support.web_site import site
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -130,15 +131,8 @@ class Peer:
 
         application = web.Application()
         application.router.add_get("/bundle", handler)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        try:
-            context = self._certified(names)
-            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-            self.port = runner.addresses[0][1]
+        async with site(application, tls=self._certified(names)) as self.port:
             yield f"https://localhost:{self.port}/bundle"
-        finally:
-            await runner.cleanup()
 
 
 @pytest.fixture

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sds.authority.session import VERIFIED_SECONDS
-from sds.ca.issuer import self_sign
 from sds.clock import Instant, SystemClock
 from sds.errors import EvidenceError
-from sds.identity import KeyType
-from sds.pki import generate_private_key
-from tests.support.authority import TRUST_DOMAIN, World, items, verifier_of, wish
+from tests.support.authority import World, items, renew, verifier_of, wish
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -47,20 +43,6 @@ class Later(SystemClock):
     def now(self) -> Instant:
         now = super().now()
         return dataclasses.replace(now, boottime=now.boottime + self.ahead)
-
-
-def renew(authority: RunningAuthority) -> None:
-    """Let it sign under another root."""
-    signer = self_sign(
-        key=generate_private_key(KeyType.EC_P256),
-        trust_domain=TRUST_DOMAIN,
-        lifetime=timedelta(hours=2),
-        path_length=None,
-        now=SystemClock().now().wall,
-        backdate=timedelta(0),
-    )
-    authority.signing.publish((signer.root,))
-    authority.signing.activate(signer)
 
 
 async def test_what_repeats_is_verified_once_in_a_while() -> None:

@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sds.agent.drain import DRAIN_SECONDS
 from sds.agent.socket_guard import PERIOD_SECONDS
 from sds.commands.agent import agent
-from tests.support.node import Node, lasting_authority, short_folder
+from tests.support.node import Node, short_folder
 from tests.support.process import PATIENCE_SECONDS, output, running, sds
 from tests.support.xds_client import SDS, Sotw, channel, fetch, secrets
 
@@ -32,18 +32,6 @@ if TYPE_CHECKING:
 
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def authority() -> Iterator[int]:
-    with lasting_authority() as port:
-        yield port
-
-
-@pytest.fixture
-def node(authority: int) -> Iterator[Node]:
-    with short_folder() as folder:
-        yield Node(folder, port=authority)
 
 
 @pytest.fixture

@@ -17,13 +17,15 @@ from sds.bootstrap.commented_yaml import to_dict
 from sds.bootstrap.plan import Endpoint, Inbound, Protocol, SecretSource
 from sds.identity import Identity, SpiffeId
 from sds.serving.service import ServingOptions
+from tests.support import policy_mesh
 from tests.support.envoy import NEWEST, VERSIONS
 from tests.support.kept_http2 import kept_http2
 from tests.support.policy_mesh import ANY_PORT, Author, S, client, server
-from tests.support.serving import TD, Serving, serving, svid
+from tests.support.serving import TD, Serving, svid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from sds.policy.holder import PolicyHolder
@@ -38,24 +40,15 @@ PERIOD = timedelta(hours=1)
 WEB = Identity(spiffe_id=SpiffeId(TD, "/web"))
 
 
-@contextlib.asynccontextmanager
-async def workload(
+def workload(
     folder: Path, name: str, holder: PolicyHolder, *, ttl: timedelta = PERIOD
-) -> AsyncIterator[Serving]:
+) -> AbstractAsyncContextManager[Serving]:
     options = ServingOptions(
         peers=PolicyPeers(holder),
         authorizations=PolicyAuthorizations(holder),
         authorization_ttl=ttl,
     )
-    identity = Identity(spiffe_id=SpiffeId(TD, f"/{name}"))
-    async with serving(
-        folder, identities=(identity,), options=options, name=f"{name}.sock"
-    ) as running:
-        stop = holder.listen(running.service.refresh)
-        try:
-            yield running
-        finally:
-            stop()
+    return policy_mesh.workload(folder, name, holder, options=options)
 
 
 def bootstrap(at: Serving, protocol: Protocol = Protocol.SOTW) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from cryptography import x509
 from spiffe import WorkloadApiClient
 
 from tests.support.front_door import until
-from tests.support.node import Node, lasting_authority, short_folder
 from tests.support.process import PATIENCE_SECONDS, output, sds
 from tests.support.xds_client import Sotw, channel, secrets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
+    from tests.support.node import Node
     from tests.support.process import Process
 
 pytestmark = pytest.mark.e2e
@@ -43,18 +43,6 @@ RULES = [
     {"name": "nobody", "match": {"unix:uid": "4242"}, "spiffe_id": "spiffe://example.org/nobody"},
 ]
 ALL = {"attestors": ["socket", "unix"], "matching": "all", "hold": "500ms"}
-
-
-@pytest.fixture(scope="module")
-def authority() -> Iterator[int]:
-    with lasting_authority() as port:
-        yield port
-
-
-@pytest.fixture
-def node(authority: int) -> Iterator[Node]:
-    with short_folder() as folder:
-        yield Node(folder, port=authority)
 
 
 @contextlib.asynccontextmanager

@@ -33,11 +33,10 @@ from tests.support.front_door import (
     rules,
     until,
 )
-from tests.support.node import enterable_folder
 from tests.support.process import running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -66,13 +65,6 @@ def peer_of(pid: int, *, owner: str) -> Peer:
 @pytest.fixture(autouse=True)
 def _root() -> None:
     need.root()
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder that other users may enter."""
-    with enterable_folder() as folder:
-        yield folder
 
 
 @contextlib.asynccontextmanager

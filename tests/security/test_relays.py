@@ -136,6 +136,16 @@ async def test_an_authoritys_evidence_is_not_an_agents() -> None:
         assert refusal(await stream.ask(message)).reason == "report_data_mismatch"
 
 
+async def refused_after_hello(
+    world: World, middle: Middle, reason: str, *, match: str | None = None
+) -> None:
+    """An agent that reaches the authority through the middle sends nothing but its Hello."""
+    async with middle.listening() as port, world.client(port) as client:
+        with refused(reason, match=match):
+            await client.issue([ONE])
+    assert [seen.WhichOneof("request") for seen in middle.seen] == ["hello"]
+
+
 async def test_an_agents_evidence_is_not_an_authoritys() -> None:
     """The other direction: a Challenge under evidence that an agent made for a request."""
     both = Machine(AUTHORITY)
@@ -150,10 +160,7 @@ async def test_an_agents_evidence_is_not_an_authoritys() -> None:
             return response
 
         middle = Middle(authority.port, tls, down=swap)
-        async with middle.listening() as port, world.client(port) as client:
-            with refused("report_data_mismatch"):
-                await client.issue([ONE])
-        assert [seen.WhichOneof("request") for seen in middle.seen] == ["hello"]
+        await refused_after_hello(world, middle, "report_data_mismatch")
 
 
 # --- in the middle of the connection ------------------------------------------------------------
@@ -163,10 +170,7 @@ async def test_whoever_ends_tls_in_the_middle_learns_nothing_but_a_nonce() -> No
     world = World()
     async with world.running() as authority:
         middle = Middle(authority.port, self_signed_tls())
-        async with middle.listening() as port, world.client(port) as client:
-            with refused("authority_evidence", match="another TLS key"):
-                await client.issue([ONE])
-    assert [seen.WhichOneof("request") for seen in middle.seen] == ["hello"]
+        await refused_after_hello(world, middle, "authority_evidence", match="another TLS key")
     hello = middle.seen[0].hello
     assert len(hello.nonce) == 32
     assert hello.policy_epoch == 0
@@ -182,10 +186,7 @@ async def test_whoever_puts_his_own_tls_key_into_the_challenge_breaks_the_eviden
             return response
 
         middle = Middle(authority.port, tls, down=claim)
-        async with middle.listening() as port, world.client(port) as client:
-            with refused("report_data_mismatch"):
-                await client.issue([ONE])
-    assert [seen.WhichOneof("request") for seen in middle.seen] == ["hello"]
+        await refused_after_hello(world, middle, "report_data_mismatch")
 
 
 async def test_valid_tls_without_evidence_is_not_enough() -> None:

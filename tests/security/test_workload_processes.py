@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,11 +20,7 @@ from sds.workload.recognition import Timing
 from sds.workload.unix import UnixAttestor
 from tests.support import need
 from tests.support.front_door import executed, front_door, rules, unix, until
-from tests.support.node import enterable_folder
 from tests.support.process import output, running
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -38,13 +33,6 @@ R0 = "spiffe://example.org/r0"
 @pytest.fixture(autouse=True)
 def _root() -> None:
     need.root()
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder that other users may enter."""
-    with enterable_folder() as folder:
-        yield folder
 
 
 @pytest.fixture

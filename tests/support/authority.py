@@ -25,6 +25,7 @@ from sds.authority.attested import AttestedAuthority, AuthoritySettings
 from sds.authority.channel import AttestedTls, connect
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
 from sds.ca.issuance import ConfiguredIssuance
+from sds.ca.issuer import self_sign
 from sds.ca.journal import Journal
 from sds.ca.signers import SelfSigned
 from sds.ca.tls import self_signed_tls
@@ -220,3 +221,17 @@ async def replica_health(port: int) -> int:
         return int(answer.status)
     finally:
         await connection.channel.close()
+
+
+def renew(authority: RunningAuthority) -> None:
+    """Let it sign under another root, and with another key."""
+    signer = self_sign(
+        key=generate_private_key(KeyType.ED25519),
+        trust_domain=TRUST_DOMAIN,
+        lifetime=timedelta(hours=2),
+        path_length=None,
+        now=SystemClock().now().wall,
+        backdate=timedelta(0),
+    )
+    authority.signing.publish((signer.root,))
+    authority.signing.activate(signer)

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sds.pki import private_key_pem
 from sds.workload.kubernetes.server import KubernetesServer
 from tests.support.certificates import Wish, ca_wish, common_name, self_signed
+from tests.support.web_site import site
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -187,16 +188,12 @@ async def cluster(folder: Path) -> AsyncIterator[Cluster]:
         "/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token",
         functools.partial(_token, state),
     )
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=_tls(state))
-    await site.start()
-    state.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
-    try:
-        yield state
-    finally:
-        state.drop_watches()
-        await runner.cleanup()
+    async with site(application, tls=_tls(state), shutdown_seconds=0.1) as port:
+        state.url = f"https://127.0.0.1:{port}"
+        try:
+            yield state
+        finally:
+            state.drop_watches()
 
 
 def _tls(state: Cluster) -> ssl.SSLContext:

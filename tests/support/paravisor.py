@@ -22,6 +22,7 @@ from sds.attestation.tpm.keys import Attribute, parse_public
 from sds.attestation.tpm.wire import Algorithm, sized
 from sds.pki import certificate_pem
 from tests.support import software_tpm
+from tests.support.web_site import site
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -34,6 +35,7 @@ SIGNING_KEY = (
     + struct.pack(">HI", 2048, 0)
     + sized(bytes(256))
 )
+
 CONFIGURATION = {
     "console-enabled": True,
     "secure-boot": True,
@@ -121,15 +123,9 @@ class Host:
         app = web.Application()
         app.router.add_get("/metadata/THIM/amd/certification", self._certification)
         app.router.add_post("/acc/tdquote", self._td_quote)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with site(app) as port:
+            self.url = f"http://127.0.0.1:{port}"
             yield self
-        finally:
-            await runner.cleanup()
 
     def _refused(self, request: web.Request) -> web.Response | None:
         self.hits[request.path] += 1

@@ -65,11 +65,16 @@ class Author:
 
 @contextlib.asynccontextmanager
 async def workload(
-    folder: Path, name: str, holder: PolicyHolder, *, path: str = ""
+    folder: Path,
+    name: str,
+    holder: PolicyHolder,
+    *,
+    path: str = "",
+    options: ServingOptions | None = None,
 ) -> AsyncIterator[Serving]:
     """The socket of one workload, with an SVID of its own and contexts by policy."""
     identity = Identity(spiffe_id=SpiffeId(TD, path or f"/{name}"))
-    options = ServingOptions(peers=PolicyPeers(holder))
+    options = options or ServingOptions(peers=PolicyPeers(holder))
     async with serving(
         folder, identities=(identity,), options=options, name=f"{name}.sock"
     ) as running:

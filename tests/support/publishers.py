@@ -10,6 +10,8 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from tests.support.web_site import site
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
@@ -68,15 +70,9 @@ class Publishers:
         app.router.add_get("/sgx/certification/v4/rootcacrl", self._root)
         app.router.add_get("/vcek/v1/{product}/crl", self._amd)
         app.router.add_get("/vcek/v1/{product}/{chip}", self._vcek)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with site(app) as port:
+            self.url = f"http://127.0.0.1:{port}"
             yield self
-        finally:
-            await runner.cleanup()
 
     def _answer(
         self, request: web.Request, body: bytes | None, header: str = "", chain: bytes = b""

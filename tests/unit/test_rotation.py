@@ -795,17 +795,22 @@ async def test_a_straggler_delays_a_root_for_a_bounded_time_and_is_told(
         assert len(said.__dict__["stragglers"]) == 10
 
 
+async def comes_back_with_another_root(w: World) -> None:
+    """The authority was away until shortly before the end, and one subscriber never ACKs."""
+    bundle = w.store.bundle(TD)
+    assert bundle is not None
+    w.authority.failure = DOWN
+    await w.clock.advance(96)
+    w.store.sent(w.store.open_subscription(), TD, bundle.version)
+    w.authority.restart("second")
+    w.authority.failure = None
+
+
 async def test_a_root_is_waited_for_once_and_not_again_at_each_renewal() -> None:
     """Otherwise short certificates are replaced at the last moment while one client is silent."""
     async with world(WEB, settings=RotationSettings(settling=timedelta(0))) as w:
         await w.served()
-        bundle = w.store.bundle(TD)
-        assert bundle is not None
-        w.authority.failure = DOWN
-        await w.clock.advance(96)
-        w.store.sent(w.store.open_subscription(), TD, bundle.version)  # never ACKs
-        w.authority.restart("second")
-        w.authority.failure = None
+        await comes_back_with_another_root(w)
         await w.renewed(seconds=5)  # before the wait for ACKs was over
         await w.renewed(seconds=51)  # half of its life, in a world where no real time passes
 
@@ -856,14 +861,8 @@ async def test_nothing_holds_a_renewal_until_its_certificate_ends(
     async with world(WEB, settings=settings) as w:
         await w.served()
         first = w.store.svid(WEB)
-        bundle = w.store.bundle(TD)
         assert first is not None
-        assert bundle is not None
-        w.authority.failure = DOWN
-        await w.clock.advance(96)
-        w.store.sent(w.store.open_subscription(), TD, bundle.version)  # never ACKs
-        w.authority.restart("second")
-        w.authority.failure = None
+        await comes_back_with_another_root(w)
         await w.renewed(seconds=5)
         assert w.clock.wall < first.svid.not_after
         assert w.serial() is not None

@@ -9,7 +9,7 @@ from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.operations.metrics.families import AgentFamilies
 from sds.operations.metrics.store import MeteredStore
 from sds.secrets.key_memory import SecretBytes
-from sds.secrets.store import Change, ResourceKey, SecretStore, Svid, Version
+from sds.secrets.store import Change, ResourceKey, SecretStore, SubscriptionId, Svid, Version
 from sds.secrets.subscription_books import MOST_VERSIONS, SubscriptionBooks
 
 TD = TrustDomain("example.org")
@@ -50,7 +50,8 @@ def test_an_equal_bundle_changes_nothing_and_tells_nobody() -> None:
     assert len(changes) == 1
 
 
-def test_a_key_is_held_until_the_next_one_is_acked() -> None:
+def with_two_keys() -> tuple[SecretStore, SubscriptionId, Version]:
+    """A subscription that ACKed one key and was sent another; the version of that one."""
     store = SecretStore()
     subscription = store.open_subscription()
     first = store.put_svid(svid("k1"))
@@ -58,6 +59,11 @@ def test_a_key_is_held_until_the_next_one_is_acked() -> None:
     store.acked(subscription, IDENTITY, first)
     second = store.put_svid(svid("k2"))
     store.sent(subscription, IDENTITY, second)
+    return store, subscription, second
+
+
+def test_a_key_is_held_until_the_next_one_is_acked() -> None:
+    store, subscription, second = with_two_keys()
     assert "k1" in store.held_keys()
     assert "k2" in store.held_keys()
     store.acked(subscription, IDENTITY, second)
@@ -67,13 +73,7 @@ def test_a_key_is_held_until_the_next_one_is_acked() -> None:
 
 
 def test_a_nack_keeps_the_old_key_held() -> None:
-    store = SecretStore()
-    subscription = store.open_subscription()
-    first = store.put_svid(svid("k1"))
-    store.sent(subscription, IDENTITY, first)
-    store.acked(subscription, IDENTITY, first)
-    second = store.put_svid(svid("k2"))
-    store.sent(subscription, IDENTITY, second)
+    store, subscription, second = with_two_keys()
     store.nacked(subscription, IDENTITY, second)
     assert "k1" in store.held_keys()
     assert "k2" not in store.held_keys()
