@@ -7,8 +7,6 @@ requested data; `sds evidence verify` decides whether it is genuine.
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +17,8 @@ from sds.attestation.evidence import REPORT_DATA_BYTES, ReportData
 from sds.attestation.registry import KINDS
 from sds.attestation.settings import AttestationSection
 from sds.commands.options import NamedPath, refuse_idle
+from sds.commands.output import write_output
 from sds.errors import ConfigurationError
-from sds.files import check_replaceable, replace_file
 from sds.pki import certificate_pem
 from sds.settings import yamlfile
 from sds.settings.field_types import Settings
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from sds.attestation.evidence import Attester, Evidence
 
 _OUT = NamedPath(dir_okay=False, path_type=Path)
-_OUTPUT_MODE = 0o644
-"""Of evidence and CSRs, which are public."""
 
 
 class _AttestationFile(Settings):
@@ -131,32 +127,3 @@ def _said(out: Path, evidence: Evidence) -> str:
         f"{out}: {evidence.kind} evidence, {len(evidence.report)} bytes; {count or 'no'} "
         f"certificate{'' if count == 1 else 's'} came with it"
     )
-
-
-def write_output(path: Path, content: bytes) -> None:
-    """Write the output of a command to a path of the user, which may be a pipe.
-
-    An ordinary file is replaced as a whole, so a full disk leaves what was there before.
-
-    Raises:
-        ConfigurationError: the file cannot be written.
-    """
-    try:
-        if _is_replaced(path):
-            replace_file(path.resolve(), content, mode=_OUTPUT_MODE)
-        else:
-            path.write_bytes(content)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _is_replaced(path: Path) -> bool:
-    """Say whether a new file may take this place: no pipe, device or open file has it."""
-    try:
-        check_replaceable(path)
-        ordinary = stat.S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:
-        ordinary = True
-    except OSError:
-        ordinary = False
-    return ordinary and os.access(path.resolve().parent, os.W_OK)

@@ -16,8 +16,9 @@ from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.settings import VerificationSection
 from sds.clock import SystemClock
-from sds.commands.collect import attester_of, write_output
+from sds.commands.collect import attester_of
 from sds.commands.options import MOMENT, SPIFFE_ID, NamedPath, output, refuse_idle
+from sds.commands.output import write_output
 from sds.errors import ConfigurationError, EvidenceError, IdentityError, KeyTypeError, SdsError
 from sds.exchange.challenge import NONCE_BYTES, attested_csr_report_data
 from sds.identity import Identity

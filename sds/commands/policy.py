@@ -16,6 +16,7 @@ import click
 
 from sds.attestation.evidence import Claims, EvidenceKind
 from sds.commands.options import MOMENT, SPIFFE_ID, refuse_idle, written
+from sds.commands.output import write_output
 from sds.commands.policy_import import import_
 from sds.commands.policy_keys import (
     DAYS,
@@ -28,7 +29,6 @@ from sds.commands.policy_keys import (
     trust_domain_of,
     utc_now,
     verify,
-    write,
 )
 from sds.commands.policy_pod import pod
 from sds.errors import ConfigurationError
@@ -82,7 +82,7 @@ def new(trust_domain: str, epoch: int, days: int, out: Path | None) -> None:
         return
     if is_taken(out):
         raise ConfigurationError(f"{out} exists already", advice="choose another name")
-    write(out, text.encode())
+    write_output(out, text.encode())
     click.echo(f"{out}: edit it, then `sds policy lint {out}`")
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from sds.commands.policy_keys import DAYS, EPOCH, PATH, trust_domain_of, utc_now, write
+from sds.commands.output import write_output
+from sds.commands.policy_keys import DAYS, EPOCH, PATH, trust_domain_of, utc_now
 from sds.errors import ConfigurationError
 from sds.files import is_taken
 from sds.policy.istio.conversion import convert
@@ -82,7 +83,7 @@ def istio(
     if out is None:
         click.echo(document, nl=False)
     else:
-        write(out, document.encode())
+        write_output(out, document.encode())
         click.echo(
             f"{out}: {len(found.allow)} allow rules; look at it, then `sds policy lint {out}`"
         )

@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from sds.clock import SystemClock
 from sds.commands.options import MOMENT, NamedPath, output, refuse_idle
+from sds.commands.output import write_output
 from sds.errors import ConfigurationError, IdentityError, PolicyError
-from sds.files import is_folder, replace_file
+from sds.files import is_folder
 from sds.identity import parse_trust_domain
 from sds.policy import examination, lint
 from sds.policy.document import MAX_EPOCH
@@ -98,18 +99,6 @@ def _payload(path: Path) -> tuple[bytes, str]:
         if content.lstrip()[:1] == b"{":
             return parse_envelope(SignedPolicy(content)).payload, f"the document in {path}"
     return read_source(path), str(path)
-
-
-def write(path: Path, content: bytes, *, mode: int = _PUBLIC_MODE) -> None:
-    """Replace a file as a whole (:func:`sds.files.replace_file`).
-
-    Raises:
-        ConfigurationError: the file cannot be written.
-    """
-    try:
-        replace_file(path, content, mode=mode)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
 
 
 # --- keygen -------------------------------------------------------------------------------------
@@ -238,7 +227,7 @@ def sign(
     signed = add_signatures(envelope, signers)
     if len(signed) > MAX_SIGNED_BYTES:
         raise ConfigurationError(f"the signed policy would have more than {MAX_SIGNED_BYTES} bytes")
-    write(out, signed)
+    write_output(out, signed)
     names = ", ".join(key.name for _, key in signers)
     click.echo(
         f"epoch {document.epoch} of {document.trust_domain}, SHA-256 {envelope.digest.hex()}, "

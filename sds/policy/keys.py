@@ -85,14 +85,12 @@ def read_verification_key(path: Path) -> VerificationKey:
 
 
 def read_key_file(path: Path) -> str:
-    """Read the text of a key file.
+    """Read the text of a key file, without what is not ASCII (a byte order mark, comments).
 
     Raises:
-        ConfigurationError: it cannot be read, or is not ASCII.
+        ConfigurationError: it cannot be read.
     """
     try:
-        return read_file(path, max_bytes=_MAX_BYTES).decode("ascii")
+        return read_file(path, max_bytes=_MAX_BYTES).decode("ascii", "ignore")
     except OSError as error:
         raise ConfigurationError(f"the key file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"the key file {path} is not PEM") from error

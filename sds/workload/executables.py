@@ -39,7 +39,8 @@ _PROGRAM: Final = Path(__file__).with_name("looker.py")
 _CACHE_ENTRIES: Final = 512
 _OWNERS: Final = 1024
 _OTHERS: Final = ""
-# A file changed this recently may change again without a visible change of its times.
+# A file changed this recently may change again without a visible change of its times. The time of
+# its change counts: whoever may write to it sets that of its content as they like.
 _SETTLED_SECONDS: Final = 2.0
 _ANSWER_BYTES: Final = 64 << 10
 _MOST_STUCK: Final = 8
@@ -112,7 +113,7 @@ class Executables:
         self._looking = _Looker(nice=0)
         self._hashing = _Looker(nice=10)
         self._searching = _Looker(nice=10)
-        self._digests: OrderedDict[tuple[int, ...], str] = OrderedDict()
+        self._digests: OrderedDict[tuple[bool | None, tuple[int, ...]], str] = OrderedDict()
         self._owners: dict[str, _Owner] = {}
         self._stuck = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -169,10 +170,11 @@ class Executables:
     async def _digest(
         self, hashing: _Looker, owner: _Owner, peer: Peer, fingerprint: tuple[int, ...]
     ) -> str:
-        if (known := self._digests.get(fingerprint)) is not None:
-            self._digests.move_to_end(fingerprint)
+        _device, _inode, size, _modified, changed = fingerprint
+        before = self._settled(changed)
+        if (known := self._digests.get((before, fingerprint))) is not None:
+            self._digests.move_to_end((before, fingerprint))
             return known
-        _device, _inode, size, modified, changed = fingerprint
         self._spend(owner, size, peer)
         seconds = self.limits.look_seconds + size / self.limits.slowest
         found = await self._ask(hashing, owner, peer, fingerprint, seconds)
@@ -182,12 +184,20 @@ class Executables:
                 reason="executable_unreadable",
             )
         assert found.sha256 is not None
-        settled = self._clock.now().wall.timestamp() - max(modified, changed) / 1e9
-        if settled > _SETTLED_SECONDS:
-            self._digests[fingerprint] = found.sha256
+        if before is not None and self._settled(changed) is before:
+            self._digests[before, fingerprint] = found.sha256
             if len(self._digests) > _CACHE_ENTRIES:
                 self._digests.popitem(last=False)
         return found.sha256
+
+    def _settled(self, changed: int) -> bool | None:
+        """Say whether the file was changed long ago, or None if it may be changing now.
+
+        False: its change lies ahead, because the clock was set back. A change shows while that
+        lasts, and what was hashed before is hashed again once the clock has come there.
+        """
+        ago = self._clock.now().wall.timestamp() - changed / 1e9
+        return None if abs(ago) <= _SETTLED_SECONDS else ago > 0
 
     async def _ask(
         self,

@@ -143,6 +143,24 @@ async def test_an_outage_of_the_runtime_changes_nothing() -> None:
     assert looks.notices()
 
 
+async def test_one_list_that_lacks_a_sandbox_costs_its_pod_nothing_for_good() -> None:
+    """Before, what was seen in it was forgotten, and a pod older than the agent never came back."""
+    runtime = PlayedRuntime("cri_not_described")
+    runtime.there = []
+    looks, pod = attestor(runtime)
+    for _ in range(2):
+        runtime.pods = set()
+        await looks._look()
+        runtime.pods = {SANDBOX}
+        await looks._look()
+        assert looks._seen.pods == {SANDBOX: pod}
+        assert pod.holds(LISTED)
+    runtime.pods = set()
+    for _ in range(2):
+        await looks._look()
+    assert not looks._seen.pods, "and one that is gone is forgotten"
+
+
 async def test_what_is_late_costs_the_pod_its_identity_and_is_not_asked_about_each_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sds.ca.tls import tls_from_files
 from sds.ca.token_keys import key_reader
@@ -25,6 +27,7 @@ from sds.policy.offered_files import read_signed
 from sds.serving.generic_secrets import read_memory_file
 from sds.settings import yamlfile
 from sds.settings.checking import ConfigurationChecks
+from tests.support.pem_forms import FORMS
 from tests.support.source import methods_called
 
 if TYPE_CHECKING:
@@ -110,6 +113,15 @@ def test_every_reader_says_which_file(
     make(path)
     with pytest.raises(SdsError, match=str(path)):
         read(path)
+
+
+@pytest.mark.parametrize("form", ["a byte order mark", "a comment beyond ASCII"])
+def test_a_key_of_policy_counts_as_editors_leave_it(form: str, tmp_path: Path) -> None:
+    public = ed25519.Ed25519PrivateKey.generate().public_key()
+    path = tmp_path / "mira.pub"
+    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    path.write_bytes(FORMS[form](pem))
+    assert read_verification_key(path).pem.encode() == pem
 
 
 def test_a_policy_whose_place_cannot_be_looked_at(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.commands.collect import write_output
+from sds.commands.output import write_output
 from sds.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -43,6 +44,17 @@ def ourselves() -> Iterator[Peer]:
         yield peer
 
 
+@contextlib.contextmanager
+def executing(program: Path) -> Iterator[Peer]:
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            yield Peer(
+                pid=process.pid, uid=0, gid=0, groups=frozenset(), pidfd=None, start_time=None
+            )
+        finally:
+            process.kill()
+
+
 class LaterClock(SystemClock):
     """A clock so far ahead that every file has settled."""
 
@@ -53,12 +65,22 @@ class LaterClock(SystemClock):
 
 
 class PastClock(SystemClock):
-    """A clock so far behind that no file has settled."""
+    """A clock that stands at the last change of our executable, which has not settled then."""
 
     def now(self) -> Instant:
         here = super().now()
-        wall = datetime.fromtimestamp(0, UTC)
+        wall = datetime.fromtimestamp(BINARY.stat().st_ctime, UTC)
         return Instant(wall=wall, monotonic=here.monotonic, boottime=here.boottime)
+
+
+class SetClock(SystemClock):
+    """A clock whose wall time the test sets."""
+
+    wall = datetime.fromtimestamp(0, UTC)
+
+    def now(self) -> Instant:
+        here = super().now()
+        return Instant(wall=self.wall, monotonic=here.monotonic, boottime=here.boottime)
 
 
 class Hashed(Executables):
@@ -174,6 +196,37 @@ async def test_a_file_changed_a_moment_ago_is_hashed_again(ourselves: Peer) -> N
     await with_clock.read(ourselves, digest=True)
     assert with_clock.count == 2
     await with_clock.aclose()
+
+
+async def test_a_file_whose_change_lies_ahead_is_hashed_once_now_and_once_then(
+    ourselves: Peer,
+) -> None:
+    """Before, each connection had it hashed while the clock was set back, until none was left."""
+    clock = SetClock()
+    hashed = Hashed(clock, ExecutableLimits(look_seconds=60))
+    changed = BINARY.stat().st_ctime
+    for wall, count in ((changed - 3600, 1), (changed, 3), (changed + 3600, 4)):
+        clock.wall = datetime.fromtimestamp(wall, UTC)
+        for _ in range(2):
+            await hashed.read(ourselves, digest=True)
+        assert hashed.count == count
+    await hashed.aclose()
+
+
+async def test_a_file_whose_content_claims_to_be_of_the_future_is_hashed_once(
+    tmp_path: Path,
+) -> None:
+    """As images have them that were built by a clock that is ahead; anybody may claim so."""
+    program = tmp_path / "program"
+    shutil.copy("/bin/sleep", program)
+    ahead = datetime.now(UTC) + timedelta(days=3650)
+    os.utime(program, (ahead.timestamp(), ahead.timestamp()))
+    hashed = Hashed(LaterClock(), ExecutableLimits(look_seconds=60))
+    with executing(program) as peer:
+        for _ in range(2):
+            await hashed.read(peer, digest=True)
+    assert hashed.count == 1
+    await hashed.aclose()
 
 
 async def test_many_callers_are_looked_at_cheaply(

@@ -1,11 +1,11 @@
 """Remembers everything that was ever seen in each pod, also across a restart of the agent.
 
-Owns :class:`SeenPods`. Invariants: what was seen in a pod is never forgotten before its sandbox is
-gone, except that of equal attempts of a container one is enough; a pod in which something may have
-been missed is *incomplete*, and no rule matches it: its sandbox is older than our memory, or an
-attempt of one of its containers was never seen; the author of a pod decides neither how much is
-remembered nor whether other pods are: one of which more would have to be is incomplete too; a file
-that lacks something that was seen is not left for the next agent, as far as it can be removed.
+Owns :class:`SeenPods`. Invariants: what was seen in a pod is never forgotten before two lists lack
+its sandbox, except that of equal attempts of a container one is enough; a pod in which something
+may have been missed is *incomplete*, and no rule matches it: its sandbox is older than our memory,
+or an attempt of one of its containers was never seen; the author of a pod decides neither how much
+is remembered nor whether other pods are: one of which more would have to be is incomplete too; a
+file that lacks something that was seen is not left for the next agent, as far as it can be removed.
 """
 
 from __future__ import annotations
@@ -174,6 +174,8 @@ class SeenPods:
         self._file = file
         self._started_ns = started_ns
         self._problems = Problems()
+        self._absent: AbstractSet[str] = frozenset()
+        """The sandboxes that the last list lacked."""
         self._read()
 
     def around(self, sandbox_id: str, pod: SeenPod) -> Surroundings:
@@ -245,10 +247,15 @@ class SeenPods:
         for pod in self.pods.values():
             pod.forget_gone(listed)
 
-    def keep_only(self, sandboxes: Iterable[str]) -> None:
-        """Forget pods whose sandbox is gone."""
-        for gone in set(self.pods) - set(sandboxes):
+    def keep_only(self, sandboxes: AbstractSet[str]) -> None:
+        """Forget pods whose sandbox two lists lack, one after the other.
+
+        One list may lack what is there, and a pod that was forgotten may never be whole again.
+        """
+        absent = self.pods.keys() - sandboxes
+        for gone in absent & self._absent:
             del self.pods[gone]
+        self._absent = absent & self.pods.keys()
 
     @property
     def is_kept(self) -> bool:

@@ -192,6 +192,22 @@ def test_usage_errors_exit_with_2(folder: Path, arguments: tuple[str, ...]) -> N
     assert not (folder / "x.json").exists()
 
 
+def test_a_signed_policy_goes_where_a_link_leads(folder: Path) -> None:
+    """Before, a file took the place of the link, and what everybody reads kept the old policy."""
+    (folder / "link.json").symlink_to("kept.json")
+    for _ in range(2):
+        good(
+            "sign",
+            folder / "policy.yaml",
+            "--key",
+            folder / "alice.key",
+            "--out",
+            folder / "link.json",
+        )
+        assert (folder / "link.json").is_symlink()
+        assert (folder / "kept.json").read_bytes() == signed(folder).read_bytes()
+
+
 def test_a_key_that_others_may_read_signs_nothing(folder: Path) -> None:
     for mode in (0o640, 0o604):
         (folder / "open.key").chmod(mode)
