@@ -30,7 +30,7 @@ _LOG: Final = logging.getLogger("sds.transport")
 _ACCEPTS_AT_ONCE: Final = 32
 _PAUSE_SECONDS: Final = 0.25
 _SAID_SECONDS: Final = 10.0
-_CREDENTIALS: Final = struct.Struct("3i")
+_CREDENTIALS: Final = struct.Struct("iII")
 """``struct ucred``: pid, uid, gid (unix(7))."""
 
 
