@@ -42,7 +42,7 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "The report was changed, or the certificates belong to another chip. Collect both "
         "again; if the error stays, distrust the node.",
     ),
-    "product_mismatch": Reason("Give the certificates of this processor's product line."),
+    "product_mismatch": Reason("Use the certificates of this processor's product line."),
     "endorsement_missing": Reason(
         "Put the chip's certificates (VCEK or VLEK, ASK, ARK) into the configured folder, or "
         "let the host provide the extended report.",
@@ -55,8 +55,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
     "certificate_revoked": Reason("The manufacturer revoked it. Take this machine out of service."),
     "revocation_list": Reason("Fetch the list again from the manufacturer."),
     "revocation_list_stale": Reason(
-        "Fetch the newest revocation list: `sds collateral fetch` does so once, "
-        "`verification.fetch` always.",
+        "Fetch the newest revocation list: `sds collateral fetch` does so once, and "
+        "`verification.fetch` keeps it current.",
         retriable=True,
     ),
     "endorsement_tcb_mismatch": Reason(
@@ -66,8 +66,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "The certificate is for another chip. Fetch the certificate of this chip."
     ),
     "signing_key_mismatch": Reason(
-        "Report and certificate disagree on VCEK or VLEK. Give the certificate of the key "
-        "that signed.",
+        "Report and certificate name different kinds of key (VCEK and VLEK), or the report names "
+        "neither. Use the certificate of the key that signed.",
     ),
     "debug_allowed": Reason(
         "Start the guest without the debug policy. Never allow it in production."
@@ -121,8 +121,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "This machine cannot give such evidence. Choose the right `attestation.kind`, or `auto`."
     ),
     "endorsement_unavailable": Reason(
-        "This passes when the manufacturer's service answers. For certificates of chips, a filled "
-        "`attestation.certificates` or `attestation.certificate_cache` avoids the question.",
+        "This passes when the manufacturer's service answers. With the chip's certificate in "
+        "`attestation.certificates` or `attestation.certificate_cache`, the program need not ask.",
         retriable=True,
     ),
     "collateral_missing": Reason(
@@ -134,7 +134,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "Fetch the collateral again from Intel's service or your own cache."
     ),
     "collateral_stale": Reason(
-        "Fetch the collateral again: `sds collateral fetch` once, `verification.fetch` always.",
+        "Fetch the collateral again: `sds collateral fetch` does so once, and "
+        "`verification.fetch` keeps it current.",
         retriable=True,
     ),
     "quoting_enclave": Reason(
@@ -150,8 +151,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "and the quote in one go; if the error stays, distrust the node."
     ),
     "pcr": Reason(
-        "If the boot chain is yours, add its PCR to the reference values and sign the next epoch. "
-        "If not, find out what started there."
+        "If the boot chain is yours, add its PCR values to the reference values and sign the next "
+        "epoch. If not, find out what started there.",
     ),
     "tpm_key_unknown": Reason(
         "Add the key's digest to `aks`, its endorsement key to `eks`, or the manufacturer's root "
@@ -187,7 +188,7 @@ ATTESTATION: Final[dict[str, Reason]] = {
     "exchange_key_missing": Reason(
         "The reference values accept only evidence that an exchange key signed "
         "(`require_exchange_key`). Set `attestation.exchange_key` on that machine. If it is set, "
-        "another process in the guest asks: find out which.",
+        "another process in the guest made this evidence: find out which.",
     ),
     "exchange_key_register": Reason(
         "The runtime register does not show this key and then the cap. Restart the machine. If the "

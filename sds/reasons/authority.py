@@ -17,7 +17,7 @@ AUTHORITY: Final[dict[str, Reason]] = {
     ),
     NO_ANSWER: Reason(
         "Check that the authority runs, that firewalls let this machine reach it, and that it has "
-        "processors enough for its agents. Certificates in service stay until they expire.",
+        "enough processors for its agents. Certificates in service stay until they expire.",
         retriable=True,
     ),
     "authority_refused": Reason(
@@ -39,11 +39,12 @@ AUTHORITY: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "authority_answer": Reason(
-        "The authority certified no identity or another one than the agent asked for, or its "
-        "answer breaks the protocol. Set the workload's SPIFFE ID to what the authority certifies.",
+        "The authority certified no identity, or not the one that the agent asked for, or its "
+        "answer breaks the protocol. Set the workload's SPIFFE ID to what the authority "
+        "certifies.",
     ),
     "authority_roots": Reason(
-        "Find out why the authority names new roots all the time. A root leaves the bundle when no "
+        "Find out why the authority keeps naming new roots. A root leaves the bundle when no "
         "certificate under it can be valid any more; certificates in service stay until they "
         "expire.",
         retriable=True,
@@ -53,7 +54,8 @@ AUTHORITY: Final[dict[str, Reason]] = {
         "Agent and authority speak different versions, or the caller is not an agent.",
     ),
     "batch_too_large": Reason(
-        "The agent never sends so many. A client of your own must send fewer items.",
+        "An agent of this project never sends so many items. If the client is your own, let it "
+        "send fewer in one request.",
     ),
     "nonce_unknown": Reason(
         "This passes by itself. A proxy in front of the authority must not move a stream from one "

@@ -15,12 +15,12 @@ GENERAL: Final[dict[str, Reason]] = {
         "--check-config` try a file without starting.",
     ),
     "socket": Reason(
-        "Choose a shorter path (that of a Unix socket has at most 107 bytes) or a directory that "
-        "you may write to, or end the process that uses the socket.",
+        "Choose a shorter path (the path of a Unix socket has at most 107 bytes) or a directory "
+        "that you may write to, or end the process that uses the socket.",
     ),
     "directory_not_ours": Reason(
-        "Another user owns the directory, or one above it, can write to it, or put a symbolic link "
-        "there. Give it to the agent's user, or set another `run_dir`.",
+        "Another user owns the directory or one above it, can write there, or put a symbolic link "
+        "on the path. Give the directory to the agent's user, or set another `run_dir`.",
     ),
     "identity": Reason(
         "Write SPIFFE IDs as `spiffe://trust-domain/path`, trust domains in lower case "
@@ -44,8 +44,8 @@ GENERAL: Final[dict[str, Reason]] = {
         "something that intercepts the connection.",
     ),
     "certificate_name_mismatch": Reason(
-        "The authority certified other names than the agent asked for; check its rules, or Istio's "
-        "account.",
+        "The certificate has names that the agent did not ask for, or lacks some. Check the "
+        "authority's rules, or Istio's account.",
     ),
     "certificate_expired": Reason(
         "Check the clocks of both sides. If the authority's own chain has expired, renew that "

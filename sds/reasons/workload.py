@@ -27,9 +27,9 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "agent decides no rule on groups (or labels) for it. The message says what to do.",
     ),
     "executable_refused": Reason(
-        "Run it from an ordinary file system, or raise `node.largest_executable`. The agent reads "
-        "no file that its own user can forge, so it decides no rule on executables for such a "
-        "caller. One that had an identity by such a rule has lost it.",
+        "Run the program from an ordinary file system, or raise `node.largest_executable`. The "
+        "agent reads no file that its own user can forge, so it decides no rule on executables "
+        "for such a caller. A caller that had an identity by such a rule has lost it.",
     ),
     "executable_unreadable": Reason(
         "Give the agent the right to read `/proc/PID/exe` of its callers, or do not use "
@@ -72,7 +72,7 @@ WORKLOAD: Final[dict[str, Reason]] = {
     ),
     "connection_rate": Reason(
         "More connections arrive than the agent can handle, and this process, pod or user opens "
-        "more than its part (a process 128 at once and 20 a second). Keep connections open, or "
+        "more than its share (a process 128 at once and 20 a second). Keep connections open, or "
         "find out who opens so many. gRPC clients connect again by themselves.",
         retriable=True,
     ),
@@ -88,12 +88,12 @@ WORKLOAD: Final[dict[str, Reason]] = {
     ),
     "cri_not_described": Reason(
         "The runtime lists something that it cannot describe now: it may just have ended. The "
-        "agent asks again every second. If this stays, look into the runtime's log.",
+        "agent asks again every second. If the error stays, look at the runtime's log.",
         retriable=True,
     ),
     "cri_unknown_shape": Reason(
-        "The runtime describes containers in a form that this version does not know, or in more "
-        "than 16 MiB. Tested: containerd 1.6 and 2.1.",
+        "The runtime describes containers in a form that this version does not know, or a "
+        "description has more than 16 MiB. Tested: containerd 1.6 and 2.1.",
     ),
     "cri_unseen": Reason(
         "This passes as soon as the runtime lists the caller's container.",
