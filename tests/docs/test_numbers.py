@@ -194,12 +194,13 @@ PROMISES = [
     ("threat-model", f"beyond {MOST_GROUPS:,} groups or {MOST_LABELS} labels"),
     ("threat-model", f"a pod that more than {MOST_SERVICES} Services select"),
     ("threat-model", f"of at most {http_listener._MAX_LINES} lines"),
-    ("reliability", f"No gap is longer than {schedule.RETRY_GAP:.0%}".replace("%", " %")),
+    ("reliability", f"the smallest of these: {schedule.RETRY_GAP:.0%}".replace("%", " %")),
     (
         "reliability",
         (
-            f"{schedule.MAX_HELD_GAP_SECONDS / 60:.0f} minutes, or than "
-            f"{schedule.MAX_WAITING_GAP_SECONDS:.0f} s while a workload has no certificate"
+            f"{schedule.MAX_HELD_GAP_SECONDS / 60:.0f} minutes; "
+            "and, while a workload has no certificate, "
+            f"{schedule.MAX_WAITING_GAP_SECONDS:.0f} s"
         ),
     ),
     ("reliability", f"for the ACKs, for {RotationSettings().ack_wait.seconds} s at most"),
