@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import aiohttp
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds import threads
 from sds.attestation.collateral.publisher_answers import asking, read_body
@@ -51,8 +52,6 @@ from sds.http_client import client_session
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
-
-    from cryptography.hazmat.primitives.asymmetric import ec
 
     from sds.attestation.revocation import RevocationList
     from sds.attestation.snp.report import Product
@@ -102,8 +101,12 @@ class Wanted:
         return f"update={self.update}"
 
 
-class _UnknownThereError(EndorsementUnavailableError):
+class _UnknownThereError(Exception):
     """The publisher answers, but does not know the document."""
+
+    def __init__(self, failure: EndorsementUnavailableError) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,12 +159,11 @@ class Fetcher:
                 try:
                     found += await self._amd_list(session, folder, product)
                 except _UnknownThereError as error:
-                    failures.append(error)
-                except EndorsementUnavailableError as error:
-                    failures.append(error)
-                    break  # the publisher is away: it is not asked for anything else
+                    failures.append(error.failure)
                 except EvidenceError as error:
                     failures.append(error)
+                    if isinstance(error, EndorsementUnavailableError):
+                        break  # the publisher is away: it is not asked for anything else
         if failures:
             first, *others = failures
             first.message = "; ".join([first.message, *(other.message for other in others)])
@@ -172,7 +174,7 @@ class Fetcher:
         self, session: aiohttp.ClientSession, folder: Path, product: Product
     ) -> list[Fetched]:
         name = product.certificate_name
-        answer = await self._get(session, f"{self._wanted.kds}/vcek/v1/{name}/crl")
+        answer = await self._known(session, f"{self._wanted.kds}/vcek/v1/{name}/crl")
         own = [Certificate.parse(root) for root in self._wanted.roots if is_amd_root(root)]
         issuers = (*own, *amd_certificates())
         one = await threads.COLLATERAL.run(
@@ -194,9 +196,9 @@ class Fetcher:
         for fmspc in wanted.fmspcs:
             url = f"{tdx}/tcb?fmspc={fmspc}&{wanted.which}"
             try:
-                answer = await self._get(session, url)
+                answer = await self._known(session, url)
             except _UnknownThereError as error:
-                failures.append(error)
+                failures.append(error.failure)
                 continue
             chain = _chain(answer, "TCB-Info-Issuer-Chain")
             key = self._key(chain)
@@ -247,12 +249,15 @@ class Fetcher:
 
     def _key(self, chain: bytes) -> ec.EllipticCurvePublicKey:
         """Return the key of a TCB signing chain to a trusted root."""
-        return link_chain(
+        signer = link_chain(
             chain,
             names=TCB_SIGNING_CHAIN,
             trusted=tuple(map(root_digest, self._intel_roots)),
             what="TCB signing chain",
-        ).key
+        )
+        key = signer.leaf.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)  # link_chain checked it
+        return key
 
     async def _signed(
         self, body: bytes, key: ec.EllipticCurvePublicKey, expected: str
@@ -310,6 +315,13 @@ class Fetcher:
         return one
 
     async def _get(self, session: aiohttp.ClientSession, url: str) -> _Answer:
+        """Fetch one answer; an unknown document is an error in the caller's terms."""
+        try:
+            return await self._known(session, url)
+        except _UnknownThereError as error:
+            raise error.failure from None
+
+    async def _known(self, session: aiohttp.ClientSession, url: str) -> _Answer:
         """Ask until the publisher answers, a bounded number of times within the patience.
 
         Raises:
@@ -324,10 +336,10 @@ class Fetcher:
         while True:
             attempts += 1
             pause = _BACKOFF.seconds(attempts, draw=uniform())
-            failure: EvidenceError | None = None
+            failure: Exception | None = None
             try:
                 answer, wait = await self._ask(session, url)
-            except EndorsementUnavailableError as error:
+            except (EndorsementUnavailableError, _UnknownThereError) as error:
                 failure = error
             else:
                 if answer is not None:
@@ -346,14 +358,15 @@ class Fetcher:
         with asking(url):
             async with session.get(url, allow_redirects=False) as got:
                 body = await read_body(got, _SIZE_LIMIT)
+                headers = dict(got.headers)
         if got.status in LATER:
-            return None, retry_after(got.headers.get("Retry-After", ""), self._clock.now().wall)
+            return None, retry_after(headers.get("Retry-After", ""), self._clock.now().wall)
         if got.status != HTTPStatus.OK or len(body) > _SIZE_LIMIT:
-            unknown = got.status == HTTPStatus.NOT_FOUND
-            raise (_UnknownThereError if unknown else EndorsementUnavailableError)(
+            failure = EndorsementUnavailableError(
                 f"{url} answered with status {got.status} and {len(body)} bytes"
             )
-        return _Answer(body=body, headers=got.headers), 0.0
+            raise _UnknownThereError(failure) if got.status == HTTPStatus.NOT_FOUND else failure
+        return _Answer(body=body, headers={k.lower(): v for k, v in headers.items()}), 0.0
 
 
 def asker(url: str, clock: Clock) -> Callable[[str], Awaitable[tuple[int, bytes, float]]]:
@@ -396,6 +409,6 @@ def _holds(body: bytes, key: ec.EllipticCurvePublicKey) -> bool:
 
 def _chain(answer: _Answer, header: str) -> bytes:
     """Read a chain from a header: URL-encoded PEM."""
-    value = answer.headers.get(header, "")
+    value = answer.headers.get(header.lower(), "")
     # aiohttp gives bytes that are not UTF-8 as surrogates.
     return unquote_to_bytes(value.encode(errors="surrogateescape"))
