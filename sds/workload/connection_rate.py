@@ -87,7 +87,7 @@ class ConnectionRates:
             strange = self._account((owner,), _STRANGE_POD)
             accounts.append((f"{owner}, which no rule recognises", strange))
         else:
-            accounts.append((theirs or f"user {uid}", self._account(owner, _OWNER)))
+            accounts.append((theirs or user or f"user {uid}", self._account(owner, _OWNER)))
         if not (theirs or is_known):
             accounts.append(("users that no rule recognises", self._strangers))
         for whose, account in accounts:
