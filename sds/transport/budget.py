@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from sds.errors import LimitError
 from sds.transport.budget_sizes import (
+    ENVOY_BYTES,
     FEW_BYTES,
     FEW_STREAMS,
     RECOGNISED,
@@ -374,7 +375,7 @@ class Budgets:
         elif owner.connections >= most // 4:
             owner.exceeded("connections", f"more than {most // 4} connections", now, alone=True)
         room = total.connections - self.all.connections
-        few = owner.connections <= few_of(room, total.spared_connections)
+        few = owner.connections < few_of(room, total.spared_connections, least=2)
         if room <= (0 if few else total.spared_connections):
             owner.exceeded("connections", f"no room among {total.connections} connections", now)
         if owner.recognised:
@@ -409,7 +410,7 @@ class Budgets:
         """
         total = self._total
         room = total.held_bytes - self.all.held - count
-        few = owner.held + count <= few_of(room, total.spared_bytes)
+        few = owner.held + count <= few_of(room, total.spared_bytes, least=ENVOY_BYTES)
         if room < (0 if few else total.spared_bytes):
             owner.exceeded("memory", f"no room in the {total.held_bytes // _MIB} MiB of all", now)
 

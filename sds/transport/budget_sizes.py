@@ -76,17 +76,23 @@ def strangers_part(used: int, most: int, *, least: int) -> int:
     return max(least, most // (4 if 2 * used <= most else 32))
 
 
-def few_of(room: int, spared: int) -> int:
+ENVOY_BYTES: Final = 64 * 1024
+"""What counts as little memory on any machine: an Envoy with a few streams has less."""
+
+
+def few_of(room: int, spared: int, *, least: int) -> int:
     """Return how much an owner may have to use what is spared for owners with little.
 
-    An eighth of it, and a 192nd once half is in use: an Envoy has less, and however many pods of
-    one tenant take their part of the second half, there is room for eighty.
+    An eighth of it, and a 192nd once half is in use: however many pods of one tenant take their
+    part of the second half, there is room for eighty. On a small machine, that is less than an
+    Envoy has, which counts as little in any case.
 
     Args:
         room: what is free.
         spared: what is spared.
+        least: what an Envoy has.
     """
-    return spared // 8 if 2 * room > spared else spared // 192
+    return spared // 8 if 2 * room > spared else max(spared // 192, min(least, spared // 8))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

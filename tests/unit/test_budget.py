@@ -296,6 +296,23 @@ def test_however_many_owners_take_what_they_may_the_next_one_finds_room() -> Non
         victim.check_room(32_768, 0.0)
 
 
+@pytest.mark.parametrize("memory", [20, 30, 64])
+def test_an_envoy_has_little_on_a_small_machine_too(memory: int) -> None:
+    total = Total(held_bytes=memory << 20, spared_bytes=(memory << 20) // 7)
+    table = Budgets(total=total)
+    envoy = known(table, "pod envoy")
+    envoy.connect(closing(), 0.0)
+    envoy.change(streams=1, held=18 * 1024 + STREAM_BYTES)
+    for number in range(12):
+        greedy = known(table, f"pod {number}")
+        with contextlib.suppress(LimitError):
+            while True:
+                greedy.check_room(16_384, 0.0)
+                greedy.change(streams=0, held=16_384)
+    envoy.check_room(0, 0.0)
+    envoy.check_stream(0.0)
+
+
 def test_descriptors_are_left() -> None:
     total = Total.of_descriptors(1_024)
     assert 2 * total.connections <= 1_024 - 256
