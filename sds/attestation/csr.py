@@ -23,6 +23,7 @@ from sds.attestation.registry import KINDS
 from sds.errors import CertificateError
 from sds.identity import Identity, SpiffeId
 from sds.pki import csr_public_key, der, make_csr, signature_hash
+from sds.untrusted_input import reading
 
 if TYPE_CHECKING:
     from sds.pki import PrivateKey, PublicKey
@@ -137,21 +138,16 @@ def parse_attested_csr(encoded: bytes) -> AttestedCsr:
 
 
 def _names(encoded: bytes) -> tuple[str, tuple[str, ...]]:
-    try:
+    with reading(
+        "the CSR's extensions have no SANs that can be parsed",
+        CertificateError,
+        reason="csr_invalid",
+    ):
         names = (
             x509.load_der_x509_csr(encoded)
             .extensions.get_extension_for_class(x509.SubjectAlternativeName)
             .value
         )
-    except (
-        ValueError,
-        x509.ExtensionNotFound,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
-        raise CertificateError(
-            f"the CSR's extensions have no SANs that can be parsed: {error}", reason="csr_invalid"
-        ) from error
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     dns_names = names.get_values_for_type(x509.DNSName)
     if len(uris) != 1 or len(uris) + len(dns_names) != len(list(names)):

@@ -16,6 +16,7 @@ import json
 import logging
 import re
 import sys
+import warnings
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
@@ -68,6 +69,7 @@ class TextFormatter(logging.Formatter):
 
 def silence() -> None:
     """Write no log lines: the error of a check already says what it found."""
+    _ignore_content()
     logging.getLogger("sds").addHandler(logging.NullHandler())
 
 
@@ -86,11 +88,19 @@ def configure(*, style: str = "text", level: str = "info", stream: TextIO | None
         top.removeHandler(old)
     top.addHandler(handler)
     logging.captureWarnings(True)  # noqa: FBT003  the standard library's own
+    _ignore_content()
     sys.unraisablehook = _log_unraisable
     top.setLevel(logging.WARNING)
     logging.getLogger("sds").setLevel(level.upper())
     # These fields are not printed; to collect them costs two system calls and an import a line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
+def _ignore_content() -> None:
+    """Say nothing of what ``cryptography`` finds odd in certificates: strangers send these."""
+    warnings.filterwarnings(
+        "ignore", message="Attribute's length must be|Parsed a |The parsed certificate contains"
+    )
 
 
 def writes_json() -> bool:

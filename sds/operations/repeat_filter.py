@@ -1,7 +1,8 @@
 """Collapses warnings that repeat, so that one cause does not hide all others in the log.
 
 Owns the choice of events that are written. Events are alike if logger, level, text (without its
-values) and reason are equal. Invariants: at most :data:`BURST` events of a kind are written in
+values) and reason are equal; all warnings of libraries are one kind, because a stranger may have
+chosen values in their texts. Invariants: at most :data:`BURST` events of a kind are written in
 :data:`WINDOW_SECONDS`; the others are counted, and the count (``repeated``) is written with the
 next event of that kind, or soon after the window, whatever is logged next; memory is bounded;
 words alone are kept, because an exception has the frames of its work, whose locals may be keys.
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 BURST: Final = 10
 WINDOW_SECONDS: Final = 60.0
 _MOST_KINDS: Final = 1000
+_OF_LIBRARIES: Final = "py.warnings"
+"""The logger of warnings that the standard library captures (:func:`logging.captureWarnings`)."""
 
 _Kind: TypeAlias = tuple[str, int, str, str]
 
@@ -57,7 +60,8 @@ class RepeatFilter(logging.Filter):
             self._close_windows(now)
         if record.levelno < logging.WARNING:
             return True
-        kind = (record.name, record.levelno, str(record.msg), str(getattr(record, "reason", "")))
+        text = "" if record.name == _OF_LIBRARIES else str(record.msg)
+        kind = (record.name, record.levelno, text, str(getattr(record, "reason", "")))
         seen = self._seen.get(kind)
         if seen is None:
             if len(self._seen) >= _MOST_KINDS:

@@ -11,7 +11,6 @@ skipped.
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
@@ -64,9 +63,7 @@ def _read_root(der: bytes, what: str) -> x509.Certificate:
         key = certificate.public_key()
         constraints = extension(certificate, x509.BasicConstraints)
         usage = extension(certificate, x509.KeyUsage)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own error follows
-            serial = certificate.serial_number
+        serial = certificate.serial_number
         refused = unportable(certificate) if _is_known(key) else ""
     if serial < 0:
         raise CertificateError(
@@ -126,16 +123,16 @@ def complete_anchors(roots: tuple[bytes, ...], what: str = "root") -> tuple[byte
         The self-signed anchors, and intermediates that chain to one of them, in the given order.
     """
     parsed = {der: read_root(der, what) for der in roots}
-    complete = {der: one for der, one in parsed.items() if is_self_signed(one)}
-    grown = bool(complete)
-    while grown:
+    found = {der: one for der, one in parsed.items() if is_self_signed(one)}
+    complete = set(found)
+    while found:
+        # Those found before were compared with all: each pair is verified once at most.
         found = {
             der: one
             for der, one in parsed.items()
-            if der not in complete and _has_issuer(one, complete.values())
+            if der not in complete and _has_issuer(one, found.values())
         }
-        complete |= found
-        grown = bool(found)
+        complete |= found.keys()
     return tuple(der for der in roots if der in complete)
 
 

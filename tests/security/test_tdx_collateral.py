@@ -12,6 +12,7 @@ from cryptography.x509.oid import NameOID
 
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.tdx import chain as chain_module
 from sds.attestation.tdx.chain import PCK_CHAIN, link_chain
 from sds.attestation.tdx.material import Material
 from sds.attestation.tdx.verifier import TdxVerifier
@@ -510,4 +511,15 @@ def test_a_serial_number_that_is_not_positive_is_malformed(intel: Intel) -> None
     above = (one.public_bytes(Encoding.DER) for one in (intel.ca, intel.root))
     chain = certificate_pem([odd, *above])
     with refused("certificate_malformed"):
+        link_chain(chain, names=PCK_CHAIN, trusted=[], what="the chain")
+
+
+def test_a_chain_of_very_many_bytes_is_not_read(
+    intel: Intel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strangers choose what is in it: three certificates of 21 KiB each take 20 ms."""
+    monkeypatch.setattr(chain_module, "common_name", lambda _: pytest.fail("read"))
+    der = [one.public_bytes(Encoding.DER) for one in (intel.pck, intel.ca, intel.root)]
+    chain = certificate_pem([der[0] + bytes(20_000), *der[1:]])
+    with refused("certificate_malformed", match="more than 16384"):
         link_chain(chain, names=PCK_CHAIN, trusted=[], what="the chain")

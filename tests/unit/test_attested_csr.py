@@ -112,6 +112,18 @@ def test_sans_that_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
             parse_attested_csr(make_attested_csr(KEY, IDENTITY, EVIDENCE))
 
 
+def test_sans_that_the_parser_fails_on_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name with an attribute that is a BIT STRING makes it raise TypeError."""
+    attribute = tlv(0x30, oid("2.5.4.3") + tlv(0x03, b"\0a"))
+    sans = tlv(0x30, tlv(0xA4, tlv(0x30, tlv(0x31, attribute))))
+    odd = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, sans)
+    builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
+    plain = builder.add_extension(odd, critical=True).sign(KEY, hashes.SHA256())
+    monkeypatch.setattr(csr, "make_csr", lambda *_: plain.public_bytes(Encoding.DER))
+    with refused("csr_invalid", match="SANs"):
+        parse_attested_csr(make_attested_csr(KEY, IDENTITY, EVIDENCE))
+
+
 def test_names_beyond_a_bound_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Anybody may send a quarter of a MiB, which has room for 80,000 names of three bytes."""
     names = Identity(

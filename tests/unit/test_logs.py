@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import threading
+import warnings
 import weakref
 from typing import TYPE_CHECKING
 
@@ -163,6 +164,18 @@ def test_events_whose_values_fit_no_text_end_nothing(json_output: io.StringIO) -
     LOGGER.warning("goes on")
     handler.close()
     assert "goes on" in json_output.getvalue()
+
+
+def test_warnings_about_what_a_stranger_sent_do_not_fill_the_log(
+    json_output: io.StringIO,
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logs.configure(style="json", level="info", stream=json_output)
+        warnings.warn("Attribute's length must be >= 2 and <= 2, but it was 3", stacklevel=1)
+    for number in range(3 * BURST):
+        logging.getLogger("py.warnings").warning(f"odd {number}")  # noqa: G004  as the library
+    assert json_output.getvalue().count("odd") == BURST
 
 
 def record(at: float, text: str = "a") -> logging.LogRecord:

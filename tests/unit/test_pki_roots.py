@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from sds.pki import complete_anchors, is_self_signed, read_root
+from sds.pki import complete_anchors, is_self_signed, read_root, roots
 from tests.support.certificates import NOW, Wish, ca_wish, key_usage, self_signed
 from tests.support.odd_roots import REFUSED_BY_ENVOY, REFUSED_BY_GO, TAKEN_BY_ALL
 from tests.support.refusals import refused
@@ -34,6 +34,27 @@ def test_anchors_are_complete_where_they_chain_to_a_root() -> None:
     assert complete_anchors((MIDDLE.der, OTHER.der)) == (OTHER.der,)
     assert complete_anchors((MIDDLE.der,)) == ()
     assert complete_anchors(()) == ()
+
+
+def test_a_chain_of_anchors_costs_one_signature_for_each_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Roots that one authority names all have its name: without a bound, 64 take 40,000."""
+    first = last = self_signed(ca_wish("same"))
+    chain = [first.der]
+    for _ in range(11):
+        last = last.issue(ca_wish("same"))
+        chain.append(last.der)
+    verified: list[int] = []
+    issued = roots._issued
+
+    def counted(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+        verified.append(1)
+        return issued(certificate, issuer)
+
+    monkeypatch.setattr(roots, "_issued", counted)
+    assert complete_anchors(tuple(reversed(chain)), "one of twelve") == tuple(reversed(chain))
+    assert len(verified) <= 12 * 11 // 2
 
 
 @pytest.mark.parametrize(

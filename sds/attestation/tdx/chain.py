@@ -34,6 +34,8 @@ TCB_SIGNER_NAME: Final = "Intel SGX TCB Signing"
 ROOT_NAME: Final = "Intel SGX Root CA"
 PCK_CHAIN: Final = (frozenset({PCK_NAME}), PCK_ISSUERS, frozenset({ROOT_NAME}))
 TCB_SIGNING_CHAIN: Final = (frozenset({TCB_SIGNER_NAME}), frozenset({ROOT_NAME}))
+_MOST_BYTES: Final = 16 * 1024
+"""The most bytes of a chain: Intel's have about 4 KiB, and strangers' are parsed too."""
 PCK_EXTENSION: Final = "1.2.840.113741.1.13.1"
 _KNOWN: Final = frozenset(
     {
@@ -84,12 +86,16 @@ def link_chain(
         what: names the chain in errors.
 
     Raises:
-        EvidenceError: ``certificate_malformed``: 1. it cannot be parsed; 2. it has another length
-            or other names; 3. a certificate's constraints, key usage, extensions or key are not as
-            specified.
+        EvidenceError: ``certificate_malformed``: 1. it is too large, or cannot be parsed; 2. it has
+            another length or other names; 3. a certificate's constraints, key usage, extensions or
+            key are not as specified.
         EvidenceError: ``chain_untrusted``: 4. the root is not pinned; 5. a signature is invalid.
     """
     # 1.
+    if len(pem) > _MOST_BYTES:
+        raise EvidenceError(
+            f"{what} has {len(pem)} bytes, more than {_MOST_BYTES}", reason="certificate_malformed"
+        )
     try:
         ders = der_certificates(pem, what=what)
         with reading(what, EvidenceError, reason="certificate_malformed"):

@@ -70,6 +70,22 @@ def endorsement_key(der: bytes) -> AttestationKey:
     return _key(_read(der))
 
 
+def check_size(chain: Sequence[bytes]) -> None:
+    """Check that an endorsement certificate and its issuers are small enough to be read.
+
+    Raises:
+        EvidenceError: ``certificate_malformed``: they have more than :data:`MOST_BYTES` together.
+    """
+    size = sum(map(len, chain))
+    if size > MOST_BYTES:
+        raise EvidenceError(
+            f"the endorsement certificate and its issuers have {size} bytes, more than "
+            f"{MOST_BYTES}",
+            advice="send only the issuers of this certificate",
+            reason="certificate_malformed",
+        )
+
+
 def _key(certificate: x509.Certificate) -> AttestationKey:
     with reading(_WHAT, EvidenceError, reason="certificate_malformed"):
         key = certificate.public_key()
@@ -104,14 +120,7 @@ def verify_endorsement(
             be read, or together they have more than :data:`MOST_BYTES`. If there are several paths,
             the error is that of the first.
     """
-    size = sum(map(len, chain))
-    if size > MOST_BYTES:
-        raise EvidenceError(
-            f"the endorsement certificate and its issuers have {size} bytes, more than "
-            f"{MOST_BYTES}",
-            advice="send only the issuers of this certificate",
-            reason="certificate_malformed",
-        )
+    check_size(chain)
     leaf, *others = map(_read, chain)
     _check_use(leaf)
     failure: EvidenceError | None = None

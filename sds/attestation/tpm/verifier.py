@@ -18,7 +18,12 @@ from sds.attestation.examiner import KindExaminer
 from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import Hex32  # noqa: TC001  pydantic reads annotations
 from sds.attestation.tpm.challenge import credential_for, proves
-from sds.attestation.tpm.endorsement import endorsement_key, key_digest, verify_endorsement
+from sds.attestation.tpm.endorsement import (
+    check_size,
+    endorsement_key,
+    key_digest,
+    verify_endorsement,
+)
 from sds.attestation.tpm.keys import PublicArea, parse_public, require_restricted_signer
 from sds.attestation.tpm.parcel import Piece, quote_of, unpack
 from sds.attestation.tpm.quote import check_quote
@@ -168,6 +173,7 @@ class TpmVerifier(KindExaminer):
     ) -> AttestationKey:
         """Return the endorsement key, if policy trusts it."""
         if evidence.certificates:
+            check_size(evidence.certificates)
             key = endorsement_key(evidence.certificates[0])
         elif Piece.ENDORSEMENT in parts:
             key = parse_public(parts[Piece.ENDORSEMENT]).key
