@@ -46,7 +46,7 @@ _SECONDS: Final = 9.0  # less than the wrapper itself waits
 _AT_ONCE: Final = 16
 _MOST_CHARACTERS: Final = 2000
 """The most of a reason that is told: the wrapper reads 64 KiB, and an escape has 10 bytes."""
-_PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
+_PEER: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid (unix(7))
 ADMITTED: Final = "admitted"
 
 

@@ -60,8 +60,9 @@ _RETRY_BEFORE: Final = 0.05
 _ANSWER_WITHIN: Final = 0.2
 """The part of the shortest lifetime that an answer may take."""
 _SLACK_SECONDS: Final = 1.0
-_FILES: Final = timedelta(seconds=2 * ANSWER_SECONDS + _SLACK_SECONDS)
-"""The time for the files that another authority's client reads first: its token and its roots."""
+_FILES: Final = timedelta(seconds=3 * ANSWER_SECONDS + _SLACK_SECONDS)
+"""The time for the files that another authority's client reads first: its token, and its roots
+(twice, the first time)."""
 
 Granted: TypeAlias = "Mapping[str, tuple[Identity, ...]]"
 """What each workload with a socket of its own may have, by its name."""

@@ -75,7 +75,7 @@ class IstioAuthority:
         """Ask for a certificate for each item; see :class:`sds.authority.port.Authority`.
 
         No call begins later than ``timeout`` after the first, and none takes longer than that, so
-        what came is returned within twice that time, however many calls hang.
+        the answers that came are returned within twice that time, however many calls hang.
 
         Raises:
             AuthorityError: ``authority_token``: the token file cannot be read or has no token.

@@ -221,7 +221,7 @@ class ExchangeLimitsSection(Settings):
         default=10_000,
         description="How many streams may be open. While fewer than an eighth are free, a machine "
         "that has more than an eighth loses its oldest; while fewer than a 32nd are free, the one "
-        "with the most does.",
+        "with the most does, if it has more than eight.",
     )
     unproven: Count = Field(
         default=1_000,

@@ -81,7 +81,7 @@ class MachineShares(Generic[_MemberT]):
             now: seconds of a monotonic clock.
 
         Returns:
-            The members that have to end, of machines with more than their share; they are removed.
+            The members that have to end, of the machines with the most; they are removed.
         """
         if member not in self:
             self._machine_of[member] = machine
@@ -119,7 +119,7 @@ class MachineShares(Generic[_MemberT]):
     def _say(self, machine: str, now: float) -> None:
         if self._said.due(self._what, now=now) is not None:
             _LOG.warning(
-                "few are left, and one machine has more than others: its oldest end",
+                "few are left, and one machine has more than others, so its oldest are ended",
                 extra={
                     "limit": self._what,
                     "machine": machine,

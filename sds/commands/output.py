@@ -1,6 +1,8 @@
 """Writes the output of a command to the path that a person gives.
 
-Invariant: an ordinary file is replaced as a whole, also behind a symbolic link, which stays.
+Invariants: an ordinary file is replaced as a whole, also behind a symbolic link, which stays,
+unless its folder cannot be written; a link that the kernel does not follow
+(``fs.protected_symlinks``: another user's, in a shared folder) is not followed.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ _MODE: Final = 0o644
 def write_output(path: Path, content: bytes) -> None:
     """Write the output of a command to a path of the user, which may be a pipe.
 
-    An ordinary file is replaced as a whole, so a full disk leaves what was there before.
+    An ordinary file is replaced as a whole, so a full disk leaves what was there before. In a
+    folder that cannot be written, it is written in place.
 
     Raises:
         ConfigurationError: the file cannot be written.
     """
     try:
         if _is_replaced(path):
+            if path.is_symlink():
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT, _MODE))  # may it be followed?
             replace_file(path.resolve(), content, mode=_MODE)
         else:
             path.write_bytes(content)

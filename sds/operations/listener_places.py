@@ -3,12 +3,12 @@
 Owns the places. Invariants: at most :data:`MAX_CONNECTIONS` are served, and at most
 :data:`MAX_WAITING` wait unread. Those that wait have turns by owner (an IP address or network), and
 if no more may wait, the owner with the most gives way: no address keeps probes from another one
-out. One more takes the place of the connection that was silent for
-longest, so that probes are answered even if a client opens connections without end. A connection
-that waits for our answer is not silent: a crowd that asks at once is answered, one after the other,
-and later connections do not end it. A connection that had its answers (:class:`Patience`) makes
-room for a waiting one, so that no client keeps a place by asking without end. Time in which the
-event loop stood still is not silence: on a busy machine a client may have had no chance to send.
+out. A further connection takes the place of the one that was silent for longest, so that probes are
+answered even if a client opens connections without end. A connection that waits for our answer is
+not silent: a crowd that asks at once is answered, one after the other, and later connections do not
+end it. A connection that had its answers (:class:`Patience`) makes room for a waiting one, so that
+no client keeps a place by asking without end. Time in which the event loop stood still is not
+silence: on a busy machine a client may have had no chance to send.
 """
 
 from __future__ import annotations

@@ -354,7 +354,7 @@ class JwksKeys:
         """Take the keys of this document; a bad one changes nothing.
 
         Only the public members of keys that can sign tokens are read. A key that cannot be used is
-        ignored (RFC 7517, section 5); a member that is no text counts as missing.
+        ignored (RFC 7517, section 5); a member that is not text counts as missing.
 
         Raises:
             EvidenceMalformedError: it is not a JWKS, is too large, or has no key that we can use.
