@@ -16,7 +16,7 @@ from sds.serving.conversation import Conversation
 from sds.serving.service import SecretService
 from sds.transport.server import Server
 from sds.unix_sockets import listening
-from tests.support.door_client import SETTINGS, frame
+from tests.support.door_client import ACK, SETTINGS, frame
 from tests.support.raw_client import STREAM, connected, discovery, message
 from tests.support.serving import TD, root, serving
 from tests.support.turn_counter import turns
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tests.support.serving import Serving
 
 STREAMS = 100
+SETTINGS_TAKEN = frame(SETTINGS, ACK, 0, b"")
 MOST = 30
 """Handlers in one turn of the loop: each takes a millisecond, a turn has three; the rest is what
 the turns expect of steps before they have seen any."""
@@ -137,7 +138,7 @@ async def test_pushes_that_windows_held_back_go_on_in_turns(
             await asyncio.to_thread(call_many, raw, STREAM, discovery("ROOTCA"))
             await asyncio.to_thread(raw.read_times, b"BEGIN CERTIFICATE", STREAMS)
             raw.connection.sendall(window(0))
-            await asyncio.sleep(0.1)
+            await asyncio.to_thread(raw.read_until, SETTINGS_TAKEN)
             at.store.put_bundle(TD, [root("one").der, root("two").der])
             while not all(one._writer is not None for one in all_streams(at)):
                 await asyncio.sleep(0.01)
