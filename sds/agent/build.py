@@ -202,7 +202,7 @@ def rotation(
 
 
 def rotation_settings(config: AgentConfig) -> RotationSettings:
-    """Return the time limits of rotation; an attempt may try every address once."""
+    """Return the time limits of rotation: an attempt has time for every address, and for files."""
     section = config.authority
     if not isinstance(section, OwnAuthoritySection):
         attempt = section.timeout * (1 + len(section.addresses)) + _FILES

@@ -16,7 +16,7 @@ from sds.errors import ConfigurationError
 from sds.operations.http_listener import HttpAnswer, HttpHandler, HttpRequest, listening
 from sds.operations.listener_places import Patience
 from sds.supervision import supervised
-from sds.transport.addresses import owner_of_address, plain_address
+from sds.transport.addresses import owner_of_ip
 from sds.transport.budget_sizes import Share
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class _Everything(Mapping[str, HttpHandler]):
         return 0
 
     def _answer(self, request: HttpRequest) -> HttpAnswer:
-        address = plain_address(request.peer)
-        owner = "" if address is None else owner_of_address(address)
+        owner = owner_of_ip(request.peer)
         found = self._published.answer(request.path, request.query, owner=owner)
         return HttpAnswer(
             status=found.status,

@@ -27,7 +27,7 @@ from sds.errors import SocketError
 from sds.faults import guarded, report
 from sds.operations.listener_places import SHORT, ConnectionPlaces, Patience
 from sds.settings.listen import ListenAddress
-from sds.transport.addresses import owner_of_address, plain_address
+from sds.transport.addresses import owner_of_ip
 from sds.transport.budget import Budgets
 from sds.transport.budget_sizes import Share
 from sds.transport.turns import Turns
@@ -270,8 +270,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from nothing
-        address = plain_address(self._peer())
-        self.owner = "" if address is None else owner_of_address(address)
+        self.owner = owner_of_ip(self._peer())
         self._listener.places.opened(self)
 
     def connection_lost(self, _error: Exception | None) -> None:

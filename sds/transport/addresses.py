@@ -22,8 +22,7 @@ def owner_of(peer: str) -> str:
             ….
     """
     host, _, _ = urllib.parse.unquote(peer).partition(":")[2].rpartition(":")
-    ip = plain_address(host.removeprefix("[").removesuffix("]"))
-    return peer.partition(":")[0] if ip is None else owner_of_address(ip)
+    return owner_of_ip(host.removeprefix("[").removesuffix("]")) or peer.partition(":")[0]
 
 
 def plain_address(text: str) -> Address | None:
@@ -36,8 +35,11 @@ def plain_address(text: str) -> Address | None:
     return found if mapped is None else mapped
 
 
-def owner_of_address(address: Address) -> str:
-    """Return the owner of an address: itself, or its /64 (IPv6)."""
+def owner_of_ip(text: str) -> str:
+    """Return the owner of an IP address: itself, or its /64 (IPv6); nothing for another text."""
+    address = plain_address(text)
+    if address is None:
+        return ""
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     return str(ipaddress.ip_network((address, _IPV6_NETWORK), strict=False))

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import aiohttp
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds import threads
 from sds.attestation.collateral.publisher_answers import asking, read_body
@@ -52,6 +51,8 @@ from sds.http_client import client_session
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric import ec
 
     from sds.attestation.revocation import RevocationList
     from sds.attestation.snp.report import Product
@@ -249,15 +250,12 @@ class Fetcher:
 
     def _key(self, chain: bytes) -> ec.EllipticCurvePublicKey:
         """Return the key of a TCB signing chain to a trusted root."""
-        signer = link_chain(
+        return link_chain(
             chain,
             names=TCB_SIGNING_CHAIN,
             trusted=tuple(map(root_digest, self._intel_roots)),
             what="TCB signing chain",
-        )
-        key = signer.leaf.public_key()
-        assert isinstance(key, ec.EllipticCurvePublicKey)  # link_chain checked it
-        return key
+        ).key
 
     async def _signed(
         self, body: bytes, key: ec.EllipticCurvePublicKey, expected: str
